@@ -646,9 +646,10 @@ class Supernet(Macro):
         if not exact:
             return members, log_p[members].sum(-1)
         orders = members[:, list(itertools.permutations(range(k)))]  # (subsets, k!, k)
-        p = log_p.exp()[orders]
-        left = 1 - (p.cumsum(-1) - p)  # what is left before each draw
-        return members, (log_p[orders] - left.clamp_min(1e-30).log()).sum(-1).logsumexp(-1)
+        drawn = F.one_hot(orders, n)
+        drawn = (drawn.cumsum(-2) - drawn).bool()  # (subsets, k!, k, n): the inputs gone before each draw
+        left = log_p.expand(drawn.shape).masked_fill(drawn, -math.inf).logsumexp(-1)
+        return members, (log_p[orders] - left).sum(-1).logsumexp(-1)
 
     @torch.no_grad()
     def genotype(self, rule: str = "joint"):
@@ -761,6 +762,11 @@ def _frozen(parameters: list[nn.Parameter]):
             p.requires_grad_(True)
 
 
+def _gradient(leaf: Tensor) -> Tensor:
+    """The leaf's gradient, zero where no path led to it (S4's noise passes none on)."""
+    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+
+
 def _average_over_ranks(parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
     """Gradients and loss averaged over the ranks of torch.distributed, if any, in one all-reduce of one flat buffer.
 
@@ -769,7 +775,7 @@ def _average_over_ranks(parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return loss
     present = torch.tensor([p.grad is not None for p in parameters]).to(loss)
-    grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
+    grads = [_gradient(p).flatten() for p in parameters]
     buffer = torch.cat([*grads, present, loss.view(1)])
     torch.distributed.all_reduce(buffer)
     sizes = [grad.numel() for grad in grads]
@@ -785,8 +791,9 @@ class Architect:
 
     samples: K, or (K for alpha and beta, K for the weights). clip: bound on the L2 norm of the reduced weight gradient,
     or None; architecture_clip likewise for alpha and beta. generator: a torch.Generator, or a function (role, k) that
-    returns one, role being "architecture" or "weights"; None: torch's default. architecture_reduction, weight_reduction: "mean" or
-    "sum" over K. autocast: the dtype of mixed precision, or None; with float16 the losses are scaled.
+    returns one, role being "architecture" or "weights"; None: torch's default. architecture_reduction,
+    weight_reduction: "mean" or "sum" over K. autocast: the dtype of mixed precision, or None; with float16 the losses
+    are scaled.
 
     After a step, `gradient_norm` holds the norm before the clip (0-dim tensor).
     """
@@ -832,9 +839,8 @@ class Architect:
             with torch.no_grad(), self._precision(images):
                 stem = net.stem(images)  # the same for all samples
             loss = self._accumulate(role, stem, labels, leaves)
-        torch.autograd.backward(
-            [z.gates[kind] for z in archs for kind in z.gates], [z.gates[kind].grad for z in leaves for kind in z.gates]
-        )
+        pairs = [(z.gates[kind], leaf.gates[kind]) for z, leaf in zip(archs, leaves) for kind in z.gates]
+        torch.autograd.backward([gate for gate, _ in pairs], [_gradient(leaf) for _, leaf in pairs])
         return self._step(role, net.architecture_parameters(), loss, optimizer)
 
     def weight_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
@@ -854,7 +860,7 @@ class Architect:
         loss = self._accumulate(role, stem, labels, archs)
         with self._precision(images):  # the stem's own gradient, once for all samples
             again = net.stem(images)
-        torch.autograd.backward(again, [s.grad if s.grad is not None else torch.zeros_like(s) for s in stem])
+        torch.autograd.backward(again, [_gradient(s) for s in stem])
         return self._step(role, net.weights(), loss, optimizer)
 
     def _sample(self, role: str, count: int, tau: float) -> list[Architecture]:
