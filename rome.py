@@ -182,7 +182,10 @@ class FactorizedReduce(nn.Module):
         self.norm = Norm(channels, affine)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        return self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], 1), gate)
+        # Both at once, as one 2x2 convolution: the gradient of a shifted slice is slow to form, and oneDNN's of a 1x1
+        # convolution with stride 2 writes past its memory in channels-last for a few shapes (seen with torch 2.14.1).
+        weight = torch.cat([F.pad(self.even.weight, (0, 1, 0, 1)), F.pad(self.odd.weight, (1, 0, 1, 0))])
+        return self.norm(F.conv2d(x, weight, stride=2), gate)
 
 
 class Pool(nn.Module):
@@ -325,6 +328,19 @@ class Architecture(NamedTuple):
 # Cells
 
 
+class Concat(torch.autograd.Function):
+    """torch.cat over channels whose gradients are dense: batch norm's backward pass is slow on slices of a tensor."""
+
+    @staticmethod
+    def forward(ctx, *states: Tensor) -> Tensor:
+        ctx.widths = [state.shape[1] for state in states]
+        return torch.cat(states, 1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in grad.split(ctx.widths, 1))
+
+
 class Cell(nn.Module):
     """A DARTS or NAS-Bench-201 cell: every node is the sum of the picked ops on its picked inputs.
 
@@ -361,7 +377,7 @@ class Cell(nn.Module):
                     y = _dropped_path(y, drop_path)
                 total = y if total is None else total + y
             states.append(torch.zeros_like(s1) if total is None else total)  # a node of `none` alone
-        return torch.cat([states[i] for i in self.concat], 1) if len(self.concat) > 1 else states[self.concat[0]]
+        return Concat.apply(*[states[i] for i in self.concat]) if len(self.concat) > 1 else states[self.concat[0]]
 
 
 class OneShotCell(nn.Module):
@@ -580,7 +596,7 @@ class Supernet(Macro):
     def sample_many(self, tau: float, generators: list) -> list[Architecture]:
         """K architectures, one for each generator. Their indices reach the host in one transfer."""
         first = next(iter(self.alpha.values()))
-        size = sum(p.numel() for p in self.architecture_parameters())
+        size = sum(p.numel() for group in (self.alpha, getattr(self, "beta", {})) for p in group.values())
         noise = torch.stack([gumbel_noise(size, generator) for generator in generators]).to(first)  # (K, size)
         gates, chosen = {}, []
         for kind, alpha in self.alpha.items():
@@ -810,8 +826,8 @@ class Architect:
         weight_reduction: str = "sum",
         autocast: torch.dtype | None = None,
     ):
-        samples = (samples, samples) if isinstance(samples, int) else tuple(samples)
-        if len(samples) != 2 or any(not isinstance(k, int) or k < 1 for k in samples):
+        samples = tuple(samples) if isinstance(samples, (tuple, list)) else (samples, samples)
+        if len(samples) != 2 or any(type(k) is not int or k < 1 for k in samples):
             raise ValueError(f"samples is {samples}; it must be a positive whole number, or two of them")
         if not {architecture_reduction, weight_reduction} <= {"mean", "sum"}:
             raise ValueError("a reduction is mean or sum")

@@ -244,7 +244,7 @@ def test_top_k_gates_are_one_with_the_relaxed_gradient(k, tau):
 
 
 def equations(net, values, noise, tau):
-    """Eq. 2 to 8 in plain code. values, noise: name -> (rows, ops) or (beta,). Returns picks, relaxed A and B of each."""
+    """Eq. 2 to 8 in plain code. values, noise: name -> (rows, ops) or (beta,). Returns picks, relaxed A and B."""
     picks, relaxed_a, relaxed_b = {}, [], []
 
     def relax(logits, g):
@@ -305,6 +305,20 @@ def test_sample_follows_the_equations_and_their_gradient(topology, tau):
 
     gradient = flat(parameters[name].grad for name in names)
     torch.testing.assert_close(gradient, finite_difference(product, x), rtol=1e-5, atol=1e-8)
+
+
+def test_1shot1_gates_are_the_picks_by_beta_and_then_the_nodes_by_alpha():
+    net = tiny("1shot1-2", cells=1)
+    parameters, gates = [net.alpha["cell"], net.beta["cell"]], net.sample(1.0, generator(27)).gates["cell"]
+    expected = [("beta", node) for node, parents in enumerate((1, 1, 2, 2, 3)) for _ in range(parents)]
+    expected += [("alpha", node) for node in range(4)]
+    for (name, node), gate in zip(expected, gates, strict=True):
+        alpha, beta = torch.autograd.grad(
+            gate, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        moved_by = {("alpha", row) for row, slope in enumerate(alpha) if slope.any()}
+        moved_by |= {("beta", n) for n, slopes in enumerate(beta_by_node(net, "cell", beta)) if slopes.any()}
+        assert moved_by == (set() if (name, node) == ("beta", 0) else {(name, node)})  # its only input is certain
 
 
 @pytest.mark.parametrize("name", sorted(rome.SPACES))
@@ -565,14 +579,49 @@ def test_folded_gates_train_the_supernet_as_explicit_ones(monkeypatch, dtype):
     assert error < (1e-4 if dtype is torch.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("space", ["darts", "nb201"])
+def test_every_gate_scales_its_own_op(space):
+    net, images = tiny(space, cells=3 if space == "darts" else 1).double(), batch()[0]
+    types = ["normal", "reduce", "reduce"] if space == "darts" else ["cell"] * 3
+    arch, factors = net.sample(1.0, generator(28)), {}
+    plain = net(images, rome.Architecture(arch.picks))
+    gates = {kind: torch.rand(len(gate), generator=generator(29)).double() + 0.5 for kind, gate in arch.gates.items()}
+    gated = net(images, rome.Architecture(arch.picks, gates))
+    for kind, cell in arch.picks.items():
+        factors |= {
+            (kind, edge, op): gate for (_, edge, op), gate in zip(itertools.chain(*cell), gates[kind], strict=True)
+        }
+    for (c, edge, choice), op in ops_of(net).items():
+        op.register_forward_hook(lambda *a, key=(types[c], edge, choice): a[2] * factors[key])
+    torch.testing.assert_close(net(images, rome.Architecture(arch.picks)), gated, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(gated, plain, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["1shot1-1", "1shot1-2", "1shot1-3"])
+def test_1shot1_gates_scale_their_inputs_and_nodes(name):
+    net, seen = tiny(name, cells=1).double(), []
+    arch, cell = net.sample(1.0, generator(30)), net.cells[0]
+    gates = torch.rand(len(arch.gates["cell"]), generator=generator(31)).double() + 0.5
+    handle = cell.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[1], output]))
+    net(batch()[0], rome.Architecture(arch.picks, {"cell": gates}))
+    handle.remove()
+    *nodes, output = arch.picks["cell"]
+    on_inputs, on_nodes = iter(gates[:9]), gates[9:].tolist()  # nine edges
+    states = [seen[0]]
+    for node, project, ops, scale in zip(nodes, cell.project, cell.nodes, on_nodes, strict=False):
+        x = sum((states[i] if i else project(states[0])) * next(on_inputs) for i, _, _ in node)
+        states.append(scale * ops[node[0][2]](x))
+    kept = {i: next(on_inputs) for i, _, _ in output}
+    expected = torch.cat([states[i] * kept.get(i, 0) for i in range(1, len(states))], 1)
+    expected = expected + (cell.project[-1](states[0]) * kept[0] if 0 in kept else 0)
+    torch.testing.assert_close(seen[1], expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("affine", [False, True])
-def test_every_primitive_is_scaled_by_its_gate(affine, stride):
+def test_every_primitive_is_scaled_by_its_gate(stride):
     x, gate = torch.randn(4, 4, 6, 6, generator=generator(21)), torch.tensor(0.3)
     for name, make in rome.PRIMITIVES.items():
-        if affine and name != "noise":
-            continue  # the derived network has no gates
-        op, results = make(4, stride, affine), []
+        op, results = make(4, stride, False), []
         for arguments in ((), (gate,)):
             torch.manual_seed(0)
             results.append(run_op(op, x, *arguments))
@@ -1005,6 +1054,85 @@ def test_network_is_the_published_one(name, imagenet):
         loss = F.cross_entropy(logits[0], torch.tensor([0, 3])) + 0.4 * F.cross_entropy(logits[1], torch.tensor([0, 3]))
         results.append((*logits, *torch.autograd.grad(loss, list(model.parameters()))))
     torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
+
+
+def conv_norm(x, p, stride=1):
+    """Convolution and batch norm (training) of the next three parameters."""
+    weight = next(p)
+    x = F.conv2d(x, weight, None, stride, weight.shape[-1] // 2)
+    return F.batch_norm(x, None, None, next(p), next(p), training=True)
+
+
+def nb201_network(arch, x, parameters):
+    """NAS-Bench-201's network with one cell a stage, as published, from its parameters in order."""
+    p = iter(parameters)
+    x = conv_norm(x, p)
+    for stage in range(3):
+        if stage:
+            y = conv_norm(F.relu(conv_norm(F.relu(x), p, 2)), p)
+            x = y + F.conv2d(F.avg_pool2d(x, 2, 2), next(p))
+        states = [x]
+        for node in arch.split("+"):
+            total = torch.zeros_like(x)
+            for entry in node.strip("|").split("|"):
+                op, source = entry.split("~")[0], states[int(entry.split("~")[1])]
+                if op == "skip_connect":
+                    total = total + source
+                elif op == "avg_pool_3x3":
+                    total = total + F.avg_pool2d(source, 3, 1, 1, count_include_pad=False)
+                elif op != "none":
+                    total = total + conv_norm(F.relu(source), p)
+            states.append(total)
+        x = states[3]
+    x = F.relu(F.batch_norm(x, None, None, next(p), next(p), training=True)).mean((2, 3))
+    return F.linear(x, next(p), next(p))
+
+
+def one_shot_network(genotype, x, parameters, cells):
+    """NAS-Bench-1Shot1's network (paper.md, D.5) from its parameters in order."""
+    p = iter(parameters)
+    x = F.relu(conv_norm(x, p))
+    for index in range(cells):
+        if index in (cells // 3, 2 * cells // 3):
+            x = F.max_pool2d(x, 2, 2, 1)
+        projected = [F.relu(conv_norm(x, p)) for _ in genotype.inputs]
+        states = [x]
+        for op, inputs, projection in zip(genotype.ops, genotype.inputs, projected):
+            total = sum(states[i] if i else projection for i in inputs)
+            if op == "maxpool3x3":
+                total = F.max_pool2d(total, 3, 1, 1)
+            elif op != "skip-connect":
+                total = F.relu(conv_norm(total, p))
+            states.append(total)
+        parts = [s if i in genotype.inputs[-1] else torch.zeros_like(s) for i, s in enumerate(states) if i]
+        x = torch.cat(parts, 1) + (projected[-1] if 0 in genotype.inputs[-1] else 0)
+    x = conv_norm(F.relu(x), p).mean((2, 3))
+    return F.linear(x, next(p), next(p))
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|skip_connect~0|nor_conv_3x3~1|avg_pool_3x3~2|",
+        "|none~0|+|nor_conv_3x3~0|none~1|+|nor_conv_1x1~0|skip_connect~1|nor_conv_1x1~2|",
+        "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|skip_connect~1|none~2|",
+    ],
+)
+def test_nb201_network_is_the_published_one(arch):
+    torch.manual_seed(0)
+    model, images = rome.Network(arch, channels=4, cells=1, classes=5, drop_path=0.0).double(), batch(size=16)[0]
+    expected = nb201_network(arch, images, model.parameters())
+    torch.testing.assert_close(model(images)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("output", [(0, 1, 3), (2, 3, 4)])
+def test_1shot1_network_is_the_published_one(output):
+    ops = ("conv3x3-bn-relu", "maxpool3x3", "conv1x1-bn-relu", "skip-connect")
+    genotype = rome.OneShotGenotype(ops, ((0,), (1,), (0, 2), (1, 3), output))
+    torch.manual_seed(0)
+    model, images = rome.Network(genotype, channels=4, cells=3, classes=5, drop_path=0.0).double(), batch(size=16)[0]
+    expected = one_shot_network(genotype, images, model.parameters(), 3)
+    torch.testing.assert_close(model(images)[0], expected, rtol=1e-9, atol=1e-9)
 
 
 def drop_path_case(ops, rate):
@@ -1830,6 +1958,102 @@ def test_a_retrain_follows_the_space_that_the_genotype_file_names(tmp_path):
     assert train.resolve("retrain", dict(genotype=str(path), space="darts"))["channels"] == 36
     arch = "|nor_conv_3x3~0|+|skip_connect~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"
     assert train.resolve("retrain", dict(genotype=arch))["space"] == "nb201"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# README, and the benchmarks' own layouts
+
+README = (HERE / "README.md").read_text()
+
+
+def test_readme_snippet_runs(tmp_path):
+    """The example of rome.py in another project, in a folder that holds rome.py alone."""
+    shutil.copy(HERE / "rome.py", tmp_path)
+    (snippet,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    (tmp_path / "example.py").write_text(snippet)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Genotype(") == 2
+
+
+def test_readme_commands_resolve_to_a_protocol(tmp_path):
+    commands = re.findall(r"python (rome\.py|train\.py)( [^\n&`]*)?", README)
+    assert len(commands) > 5
+    found = tmp_path / "genotype.json"
+    genotypes.save(genotypes.PUBLISHED["GDAS_V1"], found, space="darts")
+    for script, text in commands:
+        text = text.replace("runs/darts-cifar10-rome-v2-s0/genotype.json", str(found)).replace("DIR", "dir")
+        if "--help" in text:
+            continue
+        given = vars(train.make_parser().parse_args(["search"] * (script == "rome.py") + text.split()))
+        if given.pop("command") in ("list", "report"):
+            continue
+        assert train.resolve("retrain" if "genotype" in given else "search", given)["epochs"] > 0
+
+
+def test_readme_names_functions_that_exist():
+    table = README[README.index("## From the paper") : README.index("## What the paper leaves open")]
+    names = [name for name in re.findall(r"`([A-Za-z_.0-9]+)`", table) if not name.endswith(".py") and name != "search"]
+    assert len(names) > 10
+    for name in names:
+        target = rome
+        for part in name.split("."):
+            target = getattr(target, part)
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    """ImageNet's layout: 50 classes with names like its own, ten training images each of odd sizes, val."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for split, count in (("train", 10), ("val", 1)):
+        for label in range(50):
+            path = root / split / f"n{label:08d}"
+            path.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40 + number, 50), (5 * label, 255 - 5 * label, 100)).save(path / f"{number}.JPEG")
+    return root
+
+
+def test_imagenet_searches_a_tenth_twice_and_retrains(imagenet, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = (
+        f"search --dataset imagenet --data {imagenet} --image-size 64 --channels 2 --cells 3 --epochs 1 --batch-size 32"
+    )
+    words += f" --samples 1 --workers 1 --retrain --retrain-channels 2 --retrain-cells 3 --retrain-epochs 1 --out {out}"
+    assert train.main([*words.split(), "--retrain-batch-size", "64"]) == 0
+    text = capsys.readouterr().out
+    assert "(50 classes, 50 images for the weights, 50 for alpha and beta)" in text
+    assert "(50 classes, 500 training and 50 test images)" in text
+    config = json.loads((out / "retrain" / "config.json").read_text())["settings"]
+    assert (config["stem"], config["label_smoothing"], config["schedule"]) == ("imagenet", 0.1, "linear")
+
+
+def test_a_supernet_learns_shapes(tmp_path):
+    """A linear model cannot: it stays near the loss of chance, ln 10."""
+    out = tmp_path / "run"
+    words = "search --dataset shapes --space nb201 --image-size 16 --channels 8 --cells 1 --samples 1 --batch-size 32"
+    words += f" --epochs 4 --steps-per-epoch 375 --quiet --out {out}"
+    assert train.main(words.split()) == 0
+    with open(out / "metrics.csv") as file:
+        losses = [float(row["loss_theta"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.7 * math.log(10)
+
+
+def test_a_linear_model_fails_on_shapes():
+    images, labels = train.draw_shapes(4000, seed=0, size=16)
+    held_out, held_out_labels = train.draw_shapes(1000, seed=1, size=16)
+    x, x_test = (part.flatten(1).float() / 255 for part in (images, held_out))
+    mean, deviation = x.mean(0), x.std(0)
+    x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
+    best = 0
+    for decay in (1e-2, 1e-1, 1):  # ridge regression on one-hot labels, in closed form
+        gram = x.T @ x / len(x) + decay * torch.eye(x.shape[1])
+        weight = torch.linalg.solve(gram, x.T @ F.one_hot(labels, 10).float() / len(x))
+        best = max(best, ((x_test @ weight).argmax(1) == held_out_labels).float().mean().item())
+    assert 0.1 < best < 0.35
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ RETRAIN = {
 # --quick: smaller numbers, same code.
 QUICK = {
     "search": dict(
-        cells=3, channels=8, epochs=6, batch_size=32, samples=2, lr=0.02, alpha_lr=3e-3, steps_per_epoch=100, image_size=16
+        cells=3, channels=8, epochs=6, batch_size=32, samples=2, lr=0.02, alpha_lr=3e-3, steps_per_epoch=100,
+        image_size=16,
     ),
     "retrain": dict(cells=5, channels=8, epochs=6, batch_size=64, lr=0.05, auxiliary=0.0, cutout=4, image_size=16),
 }  # fmt: skip
@@ -169,9 +170,9 @@ SHAPES = {
 def draw_shapes(count: int, seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
     """Draws one shape per image, of ten classes as even as `count` allows, in a random order.
 
-    Position, radius, rotation and colours are random, a shape is brighter than its background, and every pixel is noisy.
-    Returns images (count, size, size, 3) uint8 and labels (count,) int64, indices into SHAPES; the same for the same
-    arguments.
+    Position, radius, rotation and colours are random, a shape is brighter than its background, every pixel is noisy.
+    Returns images (count, size, size, 3) uint8 and labels (count,) int64, indices into SHAPES, which the arguments
+    determine.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -311,7 +312,7 @@ class Stream:
             transform = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *jitter])
         workers = config["workers"]
         self.loader = torch.utils.data.DataLoader(
-            Files(images, size, transform if config["stem"] == "imagenet" else None), batch_sampler=_Plan(self),
+            Files(images, size, transform if config["stem"] == "imagenet" else None), batch_sampler=self.plan,
             num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda",
         )  # fmt: skip
 
@@ -328,8 +329,8 @@ class Stream:
         Past the last batch the images come round again, in another order.
         """
         steps = range(start, len(self) if stop is None else stop)
-        self.plan = [(step, self._indices(epoch, step)) for step in steps] if self.loader is not None else []
-        self.plan = [[(i, self._place(epoch, step)) for i in index.tolist()] for step, index in self.plan]
+        if self.loader is not None:  # the loader walks this very list
+            self.plan[:] = [[(i, self._place(epoch, s)) for i in self._indices(epoch, s).tolist()] for s in steps]
         read = iter(self.loader) if self.loader is not None else None
         for step in steps:
             index = self._indices(epoch, step).to(self.device, non_blocking=True)
@@ -369,19 +370,6 @@ class Stream:
             near = (near >= -half) & (near < half)  # (2, N, size)
             images.masked_fill_((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
         return images
-
-
-class _Plan:
-    """The batch sampler of a Stream's workers: what the stream planned for the epoch."""
-
-    def __init__(self, stream: Stream):
-        self.stream = stream
-
-    def __iter__(self):
-        return iter(self.stream.plan)
-
-    def __len__(self) -> int:
-        return len(self.stream.plan)
 
 
 def statistics_of(images: Images, dataset: str) -> tuple:
@@ -670,12 +658,12 @@ def size_of(model: nn.Module, image_size: int) -> tuple[int, int]:
 
     def count(module, inputs, output):
         nonlocal total
-        weight = module.weight
-        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
-        total += positions * weight.numel()
+        weights = [module.even, module.odd] if isinstance(module, rome.FactorizedReduce) else [module]
+        positions = 1 if isinstance(module, nn.Linear) else output[0, 0].numel()
+        total += positions * sum(part.weight.numel() for part in weights)
 
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear, rome.FactorizedReduce)):
             hooks.append(module.register_forward_hook(count))
     with torch.no_grad():
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
@@ -1529,7 +1517,7 @@ def retrain_flags(config: dict, genotype) -> dict:
     shared = ("space", "dataset", "data", "image_size", "stem", "seed", "device", "amp", "deterministic", "workers")
     shared += ("cache_gib", "save_minutes", "resume", "quick", "quiet")
     flags = {name: config[name] for name in shared}
-    means = dict(image_size=("folder", "shapes"), data=[name for name in DATASETS if name != "shapes"])
+    means = dict(image_size=("folder", "shapes", "imagenet"), data=[name for name in DATASETS if name != "shapes"])
     means |= dict(cache_gib=("folder",), stem=("folder",))  # the others are given again only where they have an effect
     flags = {name: value for name, value in flags.items() if config["dataset"] in means.get(name, DATASETS)}
     flags |= {name.removeprefix("retrain_"): value for name, value in config.items() if name.startswith("retrain_")}

@@ -234,7 +234,8 @@ def report(name: str, options: argparse.Namespace, rows: list[dict], **settings)
     print("; ".join(f"{key} {value}" for key, value in (settings | machine).items() if value is not None))
     path = Path(options.out) if options.out else HERE / "results" / f"{name}{'-quick' if options.quick else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
     content = dict(name=name, command=command, machine=machine, settings=settings, rows=rows)
     path.write_text(json.dumps(content, indent=1) + "\n")
     missed = [r["what"] for r in rows if r["passed"] is False]
