@@ -1871,6 +1871,16 @@ def test_a_stream_repeats_itself_and_can_start_anywhere():
     assert not torch.equal(whole[0][0], next(iter(stream_of(pixels).epoch(4)))[0])
 
 
+def test_evaluation_sees_every_image_once_in_mixed_batches():
+    pixels = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).expand(30, 4, 4, 3).contiguous()
+    stream = stream_of(pixels, augment=False, batch_size=8)
+    stream.labels = torch.arange(30) // 10  # class by class, as folders are read
+    batches = list(stream.epoch(0))
+    assert all(len(labels.unique()) > 1 for _, labels in batches)
+    seen = torch.cat([(images[:, 0, 0, 0] * 255).round() for images, _ in batches])
+    assert sorted(seen.tolist()) == list(range(30))
+
+
 def test_halves_are_disjoint_and_stratified():
     labels = torch.randint(0, 5, (1001,), generator=torch.Generator().manual_seed(0))
     weights, architecture = train.halves(labels, 0.5, seed=3)

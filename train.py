@@ -87,7 +87,7 @@ RETRAIN = {
 # --quick: smaller numbers, same code.
 QUICK = {
     "search": dict(
-        cells=3, channels=8, epochs=6, batch_size=32, samples=2, lr=0.02, alpha_lr=3e-3, steps_per_epoch=100,
+        cells=3, channels=8, epochs=9, batch_size=32, samples=2, lr=0.03, alpha_lr=3e-3, steps_per_epoch=100,
         image_size=16,
     ),
     "retrain": dict(cells=5, channels=8, epochs=6, batch_size=64, lr=0.05, auxiliary=0.0, cutout=4, image_size=16),
@@ -344,9 +344,9 @@ class Stream:
         """The images of one batch, of this rank's share."""
         turn, batch = divmod(step, len(self))
         if self.order[0] != (epoch, turn):
-            order = torch.arange(len(self.index))
+            # Evaluation is shuffled too, once: files come class by class, and the supernet's batch norm needs mixed batches.
+            order = torch.randperm(len(self.index), generator=keyed(self.config["seed"], self.role, epoch, turn))
             if self.augment:
-                order = torch.randperm(len(order), generator=keyed(self.config["seed"], self.role, epoch, turn))
                 order = order[: len(order) // self.world * self.world]  # equal shares
             self.order = (epoch, turn), self.index[order[self.rank :: self.world]]
         return self.order[1][batch * self.config["batch_size"] :][: self.config["batch_size"]]
