@@ -1676,6 +1676,29 @@ def test_resume_takes_the_settings_of_the_run(searched, capsys):
     assert "already finished" in capsys.readouterr().out
 
 
+def test_two_processes_share_the_work_and_resume(folder, tmp_path):
+    """torchrun on the CPU: search and retrain end, a resumed run ends with the same bits, one process is refused."""
+    whole, out = tmp_path / "whole", tmp_path / "resumed"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", HERE / "train.py"]
+
+    def run(*words):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=200)
+
+    retrain = ["--retrain", "--retrain-epochs", 1, "--retrain-cells", 3, "--retrain-channels", 2]
+    done = run(*torchrun, *flags(folder, whole, "--device", "cpu", *retrain))
+    assert done.returncode == 0, done.stderr
+    assert "x 2 processes, 12 images a step in all" in done.stdout and "test accuracy" in done.stdout
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "retrain")
+    (out / "last.pt").unlink()  # previous.pt: after the first epoch
+    done = run(*torchrun, *flags(folder, out, "--device", "cpu", "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(whole, out)
+    done = run(HERE / "train.py", *flags(folder, out, "--resume"))
+    assert done.returncode == 2 and "--processes 2 (now 1)" in done.stderr
+
+
 def test_config_file_is_enough_to_run_again(searched, tmp_path):
     out = tmp_path / "again"
     assert train.main(["search", "--config", str(searched / "config.json"), "--out", str(out)]) == 0

@@ -344,7 +344,7 @@ class Stream:
         """The images of one batch, of this rank's share."""
         turn, batch = divmod(step, len(self))
         if self.order[0] != (epoch, turn):
-            # Evaluation is shuffled too, once: files come class by class, and the supernet's batch norm needs mixed batches.
+            # Evaluation is shuffled too: files come class by class, and the supernet's batch norm needs mixed batches.
             order = torch.randperm(len(self.index), generator=keyed(self.config["seed"], self.role, epoch, turn))
             if self.augment:
                 order = order[: len(order) // self.world * self.world]  # equal shares
@@ -425,7 +425,8 @@ class Run:
 
     def __init__(self, stage: str, config: dict):
         self.stage, self.config, self.folder = stage, config, Path(config["out"])
-        self.lead, self.progressing = rank_and_world()[0] == 0, False
+        (rank, self.world), self.progressing = rank_and_world(), False
+        self.lead = rank == 0
 
     def checkpoint(self) -> dict | None:
         """The newest whole checkpoint of a resumed run, or None. ValueError where the folder does not fit."""
@@ -443,7 +444,9 @@ class Run:
             except Exception as error:  # whatever torch.load makes of a broken file
                 reasons.append(f"{path} cannot be used ({first_line(error)})")
                 continue
-            old, new = state["settings"], self.config
+            old, new = (
+                s | {"processes": n} for s, n in ((state["settings"], state["world"]), (self.config, self.world))
+            )
             odd = sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
             if odd:
                 names = ", ".join(f"--{k.replace('_', '-')} {old.get(k)} (now {new.get(k)})" for k in odd)
@@ -456,9 +459,12 @@ class Run:
         return None
 
     def start(self, command: list[str]) -> None:
+        if dist.is_initialized():
+            dist.barrier()  # every rank has looked at the folder before rank 0 writes into it
         if self.lead:
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = dict(stage=self.stage, command=command, settings=self.config, versions=versions())
+            text = dict(stage=self.stage, command=command, processes=self.world, settings=self.config)
+            text |= dict(versions=versions())
             genotypes.write(self.folder / "config.json", (json.dumps(text, indent=1) + "\n").encode())
 
     def save(self, parts: dict, epoch: int, step: int, totals: Tensor, rows: list, **more) -> None:
@@ -466,9 +472,10 @@ class Run:
         if not self.lead:
             return
         state = {name: part.state_dict() for name, part in parts.items()} | more
-        state |= dict(format=CHECKPOINT_FORMAT, stage=self.stage, settings=self.config, epoch=epoch, step=step)
+        state |= dict(format=CHECKPOINT_FORMAT, stage=self.stage, settings=self.config, world=self.world)
         content = io.BytesIO()
-        torch.save(dict(state, totals=totals, rows=rows, rng=torch.get_rng_state()), content)
+        state |= dict(epoch=epoch, step=step, totals=totals, rows=rows, rng=torch.get_rng_state())
+        torch.save(state, content)
         last = self.folder / "last.pt"
         if last.exists():
             os.replace(last, self.folder / "previous.pt")
@@ -485,6 +492,11 @@ class Run:
         done = state["epoch"] >= self.config["epochs"]
         self.log("already finished" if done else f"resumed at epoch {state['epoch'] + 1}, step {state['step'] + 1}")
         return state["epoch"], state["step"], state["rows"]
+
+    def processes(self) -> str:
+        """What torchrun makes of the settings that count per process."""
+        batch = self.config["batch_size"]
+        return f" x {self.world} processes, {self.world * batch} images a step in all" if self.world > 1 else ""
 
     def write_metrics(self, rows: list[dict]) -> None:
         if self.lead and rows:
@@ -797,7 +809,7 @@ def search(config: dict, command: list[str]):
     run.log(
         f"search of {config['space']} on {config['dataset']} ({classes} classes, {len(weight_half)} images for the "
         f"weights, {len(architecture_half)} for alpha and beta), {config['method']}, K = {config['samples_alpha']} for "
-        f"alpha and {config['samples_theta']} for the weights, seed {seed}, on {device_name(device)}; "
+        f"alpha and {config['samples_theta']} for the weights, seed {seed}, on {device_name(device)}{run.processes()}; "
         f"supernet {sum(p.numel() for p in net.weights()) / 1e6:.3f} M weights"
     )
     if table:
@@ -907,7 +919,8 @@ def retrain(config: dict, command: list[str]) -> float:
     run.log(
         f"retrain on {config['dataset']} ({classes} classes, {len(train.labels)} training and {len(test.labels)} test "
         f"images), {config['cells']} cells, {config['channels']} channels, {parameters / 1e6:.3f} M parameters, "
-        f"{operations / 1e6:.1f} M multiply-adds, seed {config['seed']}, on {device_name(device)}: {genotype}"
+        f"{operations / 1e6:.1f} M multiply-adds, seed {config['seed']}, on {device_name(device)}{run.processes()}: "
+        f"{genotype}"
     )
     first_epoch, first_step, rows = run.restore(state, parts, totals)
     model = network
@@ -1133,7 +1146,8 @@ def compare(stages: dict) -> tuple[tuple, str]:
 def read_part(folder: Path) -> dict:
     """One stage of a run, from its folder."""
     text = json.loads((folder / "config.json").read_bytes())
-    config, metrics, log = text["settings"], folder / "metrics.csv", folder / "log.txt"
+    config = text["settings"] | ({"processes": text["processes"]} if text.get("processes", 1) > 1 else {})
+    metrics, log = folder / "metrics.csv", folder / "log.txt"
     rows = list(csv.DictReader(io.StringIO(metrics.read_text()))) if metrics.exists() else []
     done = int(rows[-1]["epoch"]) if rows else 0
     state = "finished" if done >= config["epochs"] else f"epoch {done} of {config['epochs']}"
@@ -1574,16 +1588,12 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as error:
         return error.code
     stage, Stop.signal = given.pop("command"), None
-    if stage in ("list", "report"):
-        try:
-            print((list_benchmarks if stage == "list" else report)(**given).rstrip("\n"))
-        except ValueError as error:
-            print(f"train.py: error: {first_line(error)}", file=sys.stderr)
-            return 2
-        return 0
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        run_stage(stage, given, [Path(sys.argv[0]).name, *words], parser)
+        if stage in ("list", "report"):
+            print((list_benchmarks if stage == "list" else report)(**given).rstrip("\n"), flush=True)
+        else:
+            run_stage(stage, given, [Path(sys.argv[0]).name, *words], parser)
     except Interrupted:
         name = signal.Signals(Stop.signal).name
         print(f"{name}: the state is saved; the same command with --resume goes on", file=sys.stderr)
@@ -1597,9 +1607,17 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"train.py: error: {first_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        rank = rank_and_world()[0]
+        print(f"train.py: rank {rank} lost the others ({first_line(error)}); --resume goes on", file=sys.stderr)
+        return 1
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
