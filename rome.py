@@ -923,7 +923,7 @@ class Architect:
 
 
 class AuxiliaryHead(nn.Module):
-    """DARTS's auxiliary classifier: 2x2 pooled features, 1x1 and 2x2 convolutions. Its input is rectified."""
+    """DARTS's auxiliary classifier: a ReLU, 2x2 pooled features, 1x1 and 2x2 convolutions."""
 
     def __init__(self, channels: int, classes: int, imagenet: bool):
         super().__init__()
@@ -936,6 +936,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
         x = self.pool(x) if x.shape[2:] == (self.size, self.size) else F.adaptive_avg_pool2d(x, 2)
         return self.classifier(self.convs(x).flatten(1))
 

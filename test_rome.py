@@ -1652,6 +1652,16 @@ def test_two_broken_checkpoints_are_refused(folder, searched, tmp_path, capsys):
     assert "cannot be used" in one_line_error(capsys, [*flags(folder, out), "--resume"])
 
 
+def test_checkpoint_of_another_network_is_refused(folder, searched, tmp_path, capsys):
+    out = tmp_path / "other"
+    shutil.copytree(searched, out)
+    for name in ("last.pt", "previous.pt"):
+        state = torch.load(out / name, weights_only=True)
+        state["net"].pop("classifier.bias")
+        torch.save(state, out / name)
+    assert "another network" in one_line_error(capsys, [*flags(folder, out), "--resume"])
+
+
 def test_sigterm_saves_and_resumes(folder, searched, tmp_path):
     out = tmp_path / "stopped"
     process = subprocess.Popen(

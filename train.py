@@ -391,9 +391,9 @@ def halves(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]
         members = members[torch.randperm(len(members), generator=keyed(seed, "split", label))]
-        cut = [math.ceil(fraction * len(members)), math.ceil(2 * fraction * len(members))]
-        parts[0].append(members[: cut[0]])
-        parts[1].append(members[cut[0] : cut[1]])
+        cut = math.ceil(fraction * len(members))
+        parts[0].append(members[:cut])
+        parts[1].append(members[cut : 2 * cut])
     weights, architecture = (torch.cat(part).sort().values for part in parts)
     if min(len(weights), len(architecture)) < 2:
         raise ValueError(f"{len(labels)} training images are too few: both halves of the search need two at least")
@@ -485,8 +485,11 @@ class Run:
         """Fills the parts and the totals from a checkpoint, if any; the epoch and step to go on at, and the rows."""
         if state is None:
             return 0, 0, []
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"the checkpoint in {self.folder} is of another network: {first_line(error)}") from None
         totals.copy_(state["totals"])
         torch.set_rng_state(state["rng"])
         done = state["epoch"] >= self.config["epochs"]
@@ -530,19 +533,7 @@ class Run:
 
 CHECKPOINT_FORMAT = 1
 # Settings that may change when a run is resumed: they do not change its result.
-FREE = {
-    "resume",
-    "out",
-    "device",
-    "workers",
-    "data",
-    "quiet",
-    "save_minutes",
-    "cache_gib",
-    "retrain",
-    "config",
-    "table",
-}
+FREE = set("resume out device workers data quiet save_minutes cache_gib retrain config table".split())
 
 
 def versions() -> dict:
@@ -555,9 +546,9 @@ def versions() -> dict:
 
 
 class Stop:
-    """The signal that asked to stop, or None. Its handlers are set by `main` alone."""
+    """Whether to stop: `signal` asked this process to, `agreed` is what all ranks know. `main` alone sets handlers."""
 
-    signal: int | None = None
+    signal, agreed = None, False
 
     @classmethod
     def ask(cls, number, frame) -> None:
@@ -565,13 +556,13 @@ class Stop:
 
     @classmethod
     def asked(cls, device) -> bool:
-        """Whether any rank was asked to stop."""
-        if not dist.is_initialized():
-            return cls.signal is not None
-        flag = torch.tensor([cls.signal or 0], device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        cls.signal = int(flag) or None
-        return cls.signal is not None
+        """Whether any rank was asked to stop; every rank learns of it at the same step."""
+        if dist.is_initialized():
+            flag = torch.tensor([cls.signal or 0], device=device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+            cls.signal = int(flag) or None
+        cls.agreed = cls.signal is not None
+        return cls.agreed
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -603,11 +594,8 @@ def precision(config: dict, device: torch.device) -> torch.dtype | None:
     """The dtype of --amp: bfloat16 where the device has it, else float16."""
     if not config["amp"]:
         return None
-    return (
-        torch.bfloat16
-        if device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
-        else torch.float16
-    )
+    has_bfloat16 = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
 def reseed(config: dict, *place) -> None:
@@ -842,8 +830,8 @@ def search(config: dict, command: list[str]):
             totals += finite(numbers, architect.autocast is torch.float16, where, net)
             if clock.step(len(x_s) + len(x_t), where):
                 run.save(parts, epoch, step + 1, totals, rows)
-            if Stop.signal:
-                raise Interrupted
+                if Stop.agreed:
+                    raise Interrupted
 
         genotype = net.genotype(config["derive"])
         loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data)
@@ -954,8 +942,8 @@ def retrain(config: dict, command: list[str]) -> float:
             totals += finite(numbers, scaler.is_enabled(), where)
             if clock.step(len(images), where):
                 run.save(parts, epoch, step + 1, totals, rows, classes=train.classes)
-            if Stop.signal:
-                raise Interrupted
+                if Stop.agreed:
+                    raise Interrupted
 
         network.eval()
         loss_test, accuracy_test = evaluate(lambda images: network(images)[0], test_data)
@@ -1587,7 +1575,7 @@ def main(argv: list[str] | None = None) -> int:
         given = vars(parser.parse_args(words))
     except SystemExit as error:
         return error.code
-    stage, Stop.signal = given.pop("command"), None
+    stage, Stop.signal, Stop.agreed = given.pop("command"), None, False
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if stage in ("list", "report"):
