@@ -1749,6 +1749,11 @@ def test_bad_data_folders_end_in_one_line(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_class_is_refused(folder, tmp_path, capsys):
+    shutil.copytree(folder / "train" / "class0", tmp_path / "data" / "train" / "only")
+    assert "one class" in one_line_error(capsys, flags(tmp_path / "data", tmp_path / "run"))
+
+
 def test_test_classes_must_be_the_training_classes(folder, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
@@ -1775,6 +1780,9 @@ def test_test_classes_must_be_the_training_classes(folder, tmp_path, capsys):
         "search --quick --image-size 30",
         "search --dataset cifar10 --image-size 64",
         "search --quick --one-shot-ops table",
+        "search --quick --method gdas --derive exact",
+        "search --quick --space s2 --table x.csv",
+        "search --quick --space nb201 --retrain --retrain-auxiliary 0.4",
         "search --quick --space 1shot1-1 --method gdas",
         "search --space 1shot1-1 --dataset svhn",
         "search --space nb201 --dataset imagenet",

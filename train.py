@@ -38,6 +38,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Categorical
 
 import genotypes
 import rome
@@ -245,6 +246,8 @@ def read_folder(config: dict, names: tuple) -> Images:
         data = torchvision.datasets.ImageFolder(folder)
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: {first_line(error)}") from None
+    if len(data.classes) < 2:
+        raise ValueError(f"{folder} has one class, {data.classes[0]}; a classifier needs two at least")
     labels, files = torch.tensor(data.targets), [path for path, _ in data.samples]
     if config["stem"] == "imagenet" or len(files) * size * size * 3 > config["cache_gib"] * 2**30:
         return Images(None, labels, files, data.classes)
@@ -743,12 +746,10 @@ def entropies(net: rome.Supernet) -> dict:
     """Mean entropy (nats) of the op choices and of the topology choices, by cell type."""
     columns = {}
     for kind, alpha in net.alpha.items():
-        columns[f"entropy_alpha_{kind}"] = (
-            torch.distributions.Categorical(logits=alpha.detach()).entropy().mean().item()
-        )
+        columns[f"entropy_alpha_{kind}"] = Categorical(logits=alpha.detach()).entropy().mean().item()
         if net.topology != "none":
             parts = net.beta[kind].detach().split([count for _, _, count in net.nodes])
-            each = [torch.distributions.Categorical(logits=part).entropy() for part in parts if len(part) > 1]
+            each = [Categorical(logits=part).entropy() for part in parts if len(part) > 1]
             columns[f"entropy_beta_{kind}"] = torch.stack(each).mean().item()
     return columns
 
@@ -834,6 +835,7 @@ def search(config: dict, command: list[str]):
                     raise Interrupted
 
         genotype = net.genotype(config["derive"])
+        reseed(config, epoch, "evaluation")  # of the noise op
         loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data)
         loss_alpha, loss_theta, norm_alpha, norm, clipped, skipped = (totals / steps).tolist()
         free = genotypes.parameter_free(genotype)
@@ -1480,6 +1482,10 @@ def check_flags(given: dict, config: dict) -> None:
         refuse("dataset", f"{dataset} is no data set of NAS-Bench-201; ImageNet16-120 goes through --dataset folder")
     if config.get("genotype") and rome.SPACES[home_space(genotypes.load(config["genotype"]), "")].family != family:
         refuse("space", f"{config['space']} is not the genotype's family of spaces")
+    if given.get("auxiliary") and family != "darts":
+        refuse("auxiliary", "has no effect: only the networks of the darts spaces have an auxiliary head")
+    if "derive" in given and config["method"] == "gdas":
+        refuse("derive", "has no effect beside --method gdas, which has a rule of its own")
     if family == "1shot1" and config.get("method") == "gdas":
         refuse("method", "gdas keeps every edge, from which no 1shot1 cell can be derived")
 
@@ -1554,6 +1560,10 @@ def run_stage(stage: str, given: dict, command: list[str], parser: Parser) -> No
     if stage == "retrain":
         retrain(config, command)
         return
+    any_cell = rome.Supernet(space_of(config), channels=2, cells=1, classes=2).genotype()
+    resolve(
+        "retrain", retrain_flags(config, any_cell)
+    )  # what is wrong there is said before the search
     genotype = search(config, command)
     flags = retrain_flags(config, genotype)
     if config["retrain"]:
