@@ -1802,6 +1802,64 @@ def test_bad_flags_end_in_one_line_and_status_2(words, tmp_path, capsys, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fuzzed_flags_configurations_and_tables_end_in_one_line(searched, tmp_path, monkeypatch, capsys):
+    """Mutated command lines, config.json and tables: status 0 or 2, at most one line, no traceback, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "search", lambda config, command: genotypes.PUBLISHED["GDAS_V1"])
+    monkeypatch.setattr(train, "retrain", lambda config, command: 0.0)
+    dice = random.Random(0)
+    words = [f"--{name.replace('_', '-')}" for name in train.FLAGS] + [
+        "search",
+        "retrain",
+        "report",
+        "--nonsense",
+        "-x",
+    ]
+    values = [
+        "0",
+        "-1",
+        "1e999",
+        "nan",
+        "7",
+        "0.5",
+        "",
+        " ",
+        "\0",
+        "é",
+        "x" * 5000,
+        "[1]",
+        "GDAS_V1",
+        "../..",
+        "s1",
+        "\n",
+    ]
+    configuration, table = (searched / "config.json").read_text(), "ops,c10_test\n421211,85.8\n334131,93.6\n"
+    statuses = set()
+    for turn in range(600):
+        if turn % 3 == 0:
+            command = [dice.choice(("search", "retrain", "list", "report"))]
+            command += [dice.choice(dice.choice((words, values))) for _ in range(dice.randrange(6))]
+        else:
+            text = list(configuration if turn % 3 == 1 else table)
+            for _ in range(dice.randrange(1, 6)):
+                place = dice.randrange(len(text))
+                text[place] = dice.choice(
+                    ("", text[place] * 2, dice.choice('{}[]",:0-9e\n\0'), chr(dice.randrange(0xD7FF)))
+                )
+            (tmp_path / "file").write_text("".join(text), encoding="utf-8")
+            if turn % 3 == 2:
+                with contextlib.suppress(ValueError):
+                    train.read_table("file")
+                continue
+            command = ["search", "--config", "file"]
+        with contextlib.suppress(SystemExit):  # --help
+            statuses.add(train.main(command))
+        error = capsys.readouterr().err
+        assert "Traceback" not in error and error.count("\n") <= 1, (command, error)
+    assert statuses == {0, 2}
+    assert {path.name for path in tmp_path.iterdir()} <= {"file"}
+
+
 def test_nan_loss_ends_in_status_3_and_keeps_the_checkpoint(folder, tmp_path, capsys, monkeypatch):
     out, step = tmp_path / "run", rome.Architect.weight_step
     calls = []

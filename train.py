@@ -416,7 +416,7 @@ class Interrupted(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return short((str(error).strip().splitlines() or [type(error).__name__])[0], 500)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -979,8 +979,8 @@ def load_network(path: str | Path) -> tuple[rome.Network, list[str]]:
     return network.eval(), classes
 
 
-def short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+def short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1381,7 +1381,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with a one-line error."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {short(' '.join(message.split()), 500)} (see {self.prog} --help)\n")
 
 
 def make_parser() -> Parser:
@@ -1540,6 +1540,8 @@ def stored_flags(path: Path, stage: str, parser: Parser) -> dict:
             raise ValueError(f"it is of a {text['stage']}")
         words = [stage]
         for name, value in text["settings"].items():
+            if name.removeprefix("retrain_") not in FLAGS and name not in FLAGS:
+                raise ValueError(f"no setting is called {short(repr(name))}")
             flag = "--" + str(name).replace("_", "-")
             if isinstance(value, bool):
                 words += [flag] if value else ["--no-" + flag[2:]] if name.endswith("nesterov") else []
@@ -1561,9 +1563,7 @@ def run_stage(stage: str, given: dict, command: list[str], parser: Parser) -> No
         retrain(config, command)
         return
     any_cell = rome.Supernet(space_of(config), channels=2, cells=1, classes=2).genotype()
-    resolve(
-        "retrain", retrain_flags(config, any_cell)
-    )  # what is wrong there is said before the search
+    resolve("retrain", retrain_flags(config, any_cell))  # what is wrong there is said before the search
     genotype = search(config, command)
     flags = retrain_flags(config, genotype)
     if config["retrain"]:
