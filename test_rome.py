@@ -2055,6 +2055,18 @@ def test_parameters_and_multiply_adds_are_the_published_ones(name, dataset, para
     assert counted[1] == pytest.approx(operations, abs=0.01e6)
 
 
+def test_default_folders_tell_apart_what_differs_from_the_protocol():
+    def out(**given):
+        return train.resolve("search", given)["out"]
+
+    assert out() == "runs/darts-cifar10-rome-v2-s0"
+    assert out(space="s2", dataset="svhn", method="gdas", seed=3) == "runs/s2-svhn-gdas-s3"
+    assert out(samples=4, equal_passes=True) == "runs/darts-cifar10-rome-v2-k4-e87-s0"
+    assert out(method="gdas", samples_theta=7) == "runs/darts-cifar10-gdas-k1.7-s0"
+    retrain = train.resolve("retrain", dict(genotype="GDAS_V1", dataset="cifar100", seed=2))
+    assert retrain["out"] == "runs/retrain-GDAS_V1-cifar100-s2"
+
+
 def test_equal_passes_keeps_k_times_epochs():
     epochs = {k: train.resolve("search", dict(samples=k, equal_passes=True))["epochs"] for k in (1, 4, 7, 10)}
     assert epochs == {1: 350, 4: 87, 7: 50, 10: 35}  # the paper's Table 5

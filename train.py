@@ -1513,8 +1513,9 @@ def default_folder(stage: str, config: dict, row: dict, label: str | None) -> st
         name = label if label in genotypes.PUBLISHED else name or f"cell-{digest}"
         return f"runs/retrain-{name}-{config['dataset']}-{seed}"
     parts = [config["space"], config["dataset"], config["method"]]
-    if (config["samples_alpha"], config["samples_theta"]) != (row["samples"],) * 2 and config["method"] != "gdas":
-        parts.append(f"k{config['samples_alpha']}.{config['samples_theta']}")
+    usual = 1 if config["method"] == "gdas" else row["samples"]
+    if (config["samples_alpha"], config["samples_theta"]) != (usual, usual):
+        parts.append("k" + ".".join(dict.fromkeys(str(config[f"samples_{half}"]) for half in ("alpha", "theta"))))
     if config["epochs"] != row["epochs"]:
         parts.append(f"e{config['epochs']}")
     return "runs/" + "-".join([*parts, seed])
