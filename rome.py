@@ -1,12 +1,12 @@
 """ROME: memory-efficient architecture search by topology disentanglement and gradient accumulation.
 
 An open implementation of "ROME: Robustifying Memory-Efficient NAS via Topology Disentanglement and Gradient
-Accumulation" (Wang et al., ICCV 2023, arXiv 2011.11233), in one module on torch alone. Numbers in brackets, as in
-Eq. 7, are the paper's.
+Accumulation" (Wang et al., ICCV 2023, arXiv 2011.11233), in one module on torch alone. Equation numbers are
+the paper's.
 
-A search keeps one sampled sub-network in memory. Which two edges enter a node (beta, Gumbel-Top2) is sampled apart
-from which operation sits on an edge (alpha, Gumbel-Softmax), and gradients are accumulated over K sampled sub-networks:
-their mean moves alpha and beta, their sum the weights.
+A search keeps one sampled sub-network in memory. It samples which two edges enter a node (beta, Gumbel-Top2) apart
+from the operation on an edge (alpha, Gumbel-Softmax), and accumulates gradients over K sampled sub-networks: their mean
+moves alpha and beta, their sum the weights.
 
     python rome.py --quick                               every stage in three minutes, no download
     python rome.py --space darts --dataset cifar10       the paper's search on CIFAR-10
@@ -755,7 +755,7 @@ def _from_genotype(genotype) -> dict:
     if isinstance(genotype, OneShotGenotype):
         ops = [[op] for op in genotype.ops] + [[]]
         return {"cell": [(sorted(inputs), op) for inputs, op in zip(genotype.inputs, ops, strict=True)]}
-    if isinstance(genotype, str):
+    if isinstance(genotype, str) and genotype.count("~") == 6 and genotype.count("+") == 2:
         cell = [[text.rsplit("~", 1) for text in node.strip("|").split("|")] for node in genotype.split("+")]
         kept = [[(int(i), op) for op, i in node if op != "none"] for node in cell]
         return {"cell": [([i for i, _ in node], [op for _, op in node]) for node in kept]}
@@ -957,6 +957,10 @@ class Network(Macro):
         family = {Genotype: "darts", OneShotGenotype: "1shot1", str: "nb201"}[type(genotype)]
         if family == "darts":
             concat = {"normal": tuple(genotype.normal_concat), "reduce": tuple(genotype.reduce_concat)}
+        primitives = {"darts": PRIMITIVES, "1shot1": ONE_SHOT_PRIMITIVES, "nb201": NB201_PRIMITIVES}[family]
+        unknown = {op for cell in nodes.values() for _, ops in cell for op in ops} - set(primitives)
+        if unknown:
+            raise ValueError(f"no op is called {', '.join(sorted(unknown))}; there are {', '.join(primitives)}")
         edges, strides, picks = {}, {}, {}
         for kind, cell in nodes.items():
             flat = [(i, [op]) for inputs, ops in cell for i, op in zip(inputs, ops)]

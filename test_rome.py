@@ -2087,6 +2087,12 @@ def test_a_retrain_follows_the_space_that_the_genotype_file_names(tmp_path):
 README = (HERE / "README.md").read_text()
 
 
+@pytest.mark.parametrize("genotype", ["DARTS_V2", "|a~0|", None, "|odd~0|+|none~0|none~1|+|none~0|none~1|none~2|"])
+def test_network_refuses_what_is_no_genotype(genotype):
+    with pytest.raises(ValueError, match="no genotype|no op"):
+        rome.Network(genotype, channels=4, cells=1)
+
+
 def test_readme_snippet_runs(tmp_path):
     """The example of rome.py in another project, in a folder that holds rome.py alone."""
     shutil.copy(HERE / "rome.py", tmp_path)
