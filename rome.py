@@ -4,9 +4,9 @@ An open implementation of "ROME: Robustifying Memory-Efficient NAS via Topology 
 Accumulation" (Wang et al., ICCV 2023, arXiv 2011.11233), in one module on torch alone. Equation numbers are
 the paper's.
 
-A search keeps one sampled sub-network in memory. It samples which two edges enter a node (beta, Gumbel-Top2) apart
-from the operation on an edge (alpha, Gumbel-Softmax), and accumulates gradients over K sampled sub-networks: their mean
-moves alpha and beta, their sum the weights.
+A search keeps one sampled sub-network in memory. The two edges of a node (beta, Gumbel-Top2) are sampled apart from the
+operations on the edges (alpha, Gumbel-Softmax). Gradients are accumulated over K sampled sub-networks: their mean moves
+alpha and beta, their sum the weights.
 
     python rome.py --quick                               every stage in three minutes, no download
     python rome.py --space darts --dataset cifar10       the paper's search on CIFAR-10
