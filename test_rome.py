@@ -1970,6 +1970,35 @@ def test_a_stream_repeats_itself_and_can_start_anywhere():
     assert not torch.equal(whole[0][0], next(iter(stream_of(pixels).epoch(4)))[0])
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_data_of_torchvision_becomes_pixels_and_labels(name, monkeypatch, tmp_path):
+    """In place of the archives, which need a download: objects with torchvision's documented attributes."""
+    import numpy
+    import torchvision
+
+    pixels = numpy.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=numpy.uint8)
+    calls = []
+
+    class Stub:
+        classes = [str(label) for label in range(10)]
+        data, targets, labels = pixels, [0, 1, 2, 3, 4, 5], numpy.arange(6)
+
+        def __init__(self, *arguments, download):
+            calls.append(arguments)
+
+    if name == "svhn":
+        Stub.data = pixels.transpose(0, 3, 1, 2)
+    monkeypatch.setattr(torchvision.datasets, name.upper(), Stub)
+    images = train.load_data(dict(dataset=name, data="data", image_size=32), "test")
+    assert calls == [("data", "test" if name == "svhn" else False)]
+    assert torch.equal(images.pixels, torch.from_numpy(pixels)) and images.labels.tolist() == list(range(6))
+    config = dict(seed=0, batch_size=4, stem="small", cutout=0, workers=0, image_size=32)
+    statistics = train.statistics_of(images, name)
+    stream = train.Stream(images, torch.arange(6), config, "test", torch.device("cpu"), statistics, augment=False)
+    batch, _ = next(stream.epoch(0))
+    assert batch.shape == (4, 3, 32, 32) and batch.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_evaluation_sees_every_image_once_in_mixed_batches():
     pixels = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).expand(30, 4, 4, 3).contiguous()
     stream = stream_of(pixels, augment=False, batch_size=8)
