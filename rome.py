@@ -442,7 +442,7 @@ class Macro(nn.Module):
             raise ValueError(f"channels is {channels}; it must be even, as a reduction joins two halves")
         if imagenet and family != "darts":
             raise ValueError(f"the ImageNet stem belongs to the DARTS spaces, not to {family}")
-        self.family, self.imagenet, self.drops = family, imagenet, False
+        self.family, self.imagenet = family, imagenet
 
         def norm(c: int) -> nn.BatchNorm2d:  # the stem's has a scale in the supernet too
             return nn.BatchNorm2d(c, track_running_stats=affine)

@@ -609,7 +609,7 @@ def reseed(config: dict, *place) -> None:
 def learning_rate(config: dict, epoch: int) -> float:
     """The rate of an epoch: cosine from lr to lr_min, or PC-DARTS's linear decay; after a linear warm-up."""
     lr, low, epochs, warmup = config["lr"], config["lr_min"], config["epochs"], config.get("lr_warmup", 0)
-    if config.get("schedule") == "linear":  # to a fifth-of-an-epoch tail: PC-DARTS, train_imagenet.py
+    if config.get("schedule") == "linear":  # and a flatter line over the last five epochs: PC-DARTS, train_imagenet.py
         tail = min(5, epochs - 1)
         left = epochs - epoch
         rate = lr * (left - tail) / (epochs - tail) if left > tail else lr * left / ((epochs - tail) * max(tail, 1))
