@@ -117,9 +117,9 @@ SPACES = {
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Primitives. A primitive is a module called as op(x, gate). `gate`, a 0-dim tensor or None, scales the output; the last
-# batch norm applies it as its scale, where it costs neither memory nor time. `rectified` ops want relu(x), which a cell
-# computes once for all of them.
+# Primitives. A primitive is a module called as op(x, gate). `gate`, (C,) equal numbers or None, scales the output; the
+# last batch norm applies it as its scale, where it costs neither memory nor time. `rectified` ops want relu(x), which a
+# cell computes once for all of them.
 
 
 class Norm(nn.BatchNorm2d):
@@ -131,8 +131,45 @@ class Norm(nn.BatchNorm2d):
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         if gate is None:
             return super().forward(x)
-        scale = gate.repeat(self.num_features)  # not expand(): torch's CPU kernel reads the scale as contiguous
-        return F.batch_norm(x, None, None, scale, training=True, eps=self.eps)
+        return F.batch_norm(x, None, None, gate, training=True, eps=self.eps)
+
+
+class TurnedGradient(torch.autograd.Function):
+    """A depthwise convolution of stride 1; the gradient of its input is the convolution with the turned filter.
+
+    On a CPU, oneDNN's own gradient takes up to ten times as long where the convolution is dilated.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, *settings) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        ctx.settings = settings
+        return F.conv2d(x, weight, None, *settings)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        (x, weight), (for_x, for_weight, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        grad_x = F.conv2d(grad, weight.flip(2, 3), None, *ctx.settings) if for_x else None
+        grad_weight = torch.nn.grad.conv2d_weight(x, weight.shape, grad, *ctx.settings) if for_weight else None
+        return grad_x, grad_weight, None, None, None, None
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A kxk depthwise convolution."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int):
+        self.thinned = stride == dilation == 2  # reads every second pixel alone: undilated on those
+        stride, dilation = (1, 1) if self.thinned else (stride, dilation)
+        padding = dilation * (kernel // 2)
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.thinned:
+            x = x.permute(0, 2, 3, 1)[:, ::2, ::2].permute(0, 3, 1, 2)  # a gradient in channels-last
+        if x.device.type != "cpu" or self.stride != (1, 1) or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return TurnedGradient.apply(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
 
 
 class SeparableConv(nn.Module):
@@ -142,10 +179,9 @@ class SeparableConv(nn.Module):
 
     def __init__(self, channels: int, stride: int, affine: bool, kernel: int, dilation: int = 1, repeats: int = 1):
         super().__init__()
-        padding = dilation * (kernel // 2)
         self.blocks = nn.ModuleList()
         for step in (stride, 1)[:repeats]:
-            depthwise = nn.Conv2d(channels, channels, kernel, step, padding, dilation, groups=channels, bias=False)
+            depthwise = DepthwiseConv(channels, kernel, step, dilation)
             pointwise = nn.Conv2d(channels, channels, 1, bias=False)
             self.blocks.append(nn.ModuleList([depthwise, pointwise, Norm(channels, affine)]))
 
@@ -182,10 +218,12 @@ class FactorizedReduce(nn.Module):
         self.norm = Norm(channels, affine)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        # Both at once, as one 2x2 convolution: the gradient of a shifted slice is slow to form, and oneDNN's of a 1x1
-        # convolution with stride 2 writes past its memory in channels-last for a few shapes (seen with torch 2.14.1).
-        weight = torch.cat([F.pad(self.even.weight, (0, 1, 0, 1)), F.pad(self.odd.weight, (1, 0, 1, 0))])
-        return self.norm(F.conv2d(x, weight, stride=2), gate)
+        # The pixels that the two read are the diagonal of every 2x2 block; one view takes both. (oneDNN's own gradient
+        # of a 1x1 convolution with stride 2 writes past its memory for a few shapes, seen with torch 2.14.1.)
+        x = x.permute(0, 2, 3, 1).unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).diagonal(0, 2, 4)  # (N, H/2, W/2, C, 2)
+        weight = torch.stack([self.even.weight.flatten(1), self.odd.weight.flatten(1)])
+        x = torch.einsum("nhwcp,poc->nhwpo", x, weight).flatten(3)
+        return self.norm(x.permute(0, 3, 1, 2), gate)
 
 
 class Pool(nn.Module):
@@ -219,7 +257,7 @@ class Noise(nn.Module):
 
 
 def scaled(x: Tensor, gate: Tensor | None) -> Tensor:
-    return x if gate is None else x * gate
+    return x if gate is None else x * gate.view(-1, 1, 1)
 
 
 def _dropped_path(x: Tensor, rate: Tensor) -> Tensor:
@@ -341,6 +379,11 @@ class Concat(torch.autograd.Function):
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in grad.split(ctx.widths, 1))
 
 
+def _per_channel(gates: Tensor | None, channels: int):
+    """The gates one by one, each as a batch norm's scale (C,); without gates as many None as are asked for."""
+    return itertools.repeat(None) if gates is None else iter(gates[:, None].repeat(1, channels).unbind())
+
+
 class Cell(nn.Module):
     """A DARTS or NAS-Bench-201 cell: every node is the sum of the picked ops on its picked inputs.
 
@@ -350,6 +393,7 @@ class Cell(nn.Module):
 
     def __init__(self, primitives, edges, strides, channels, concat, affine, channels_in=(), previous_reduced=False):
         super().__init__()
+        self.channels, self.concat = channels, concat
         self.preprocess = nn.ModuleList(ConvNorm(c, channels, 1, affine) for c in channels_in)
         if previous_reduced:
             self.preprocess[0] = FactorizedReduce(channels_in[0], channels, affine)
@@ -357,13 +401,12 @@ class Cell(nn.Module):
             nn.ModuleList(primitives[name](channels, stride, affine) for name in row)
             for row, stride in zip(edges, strides, strict=True)
         )
-        self.concat = concat
 
     def forward(self, s0: Tensor, s1: Tensor, picks, gates: Tensor | None = None, drop_path: Tensor | None = None):
         """s0, s1: the outputs of the two cells before, rectified where they are preprocessed."""
         states = [preprocess(s) for preprocess, s in zip(self.preprocess, (s0, s1))] or [s1]
         rectified = {}  # state number -> its ReLU, one tensor for all the convolutions that read it
-        gate = iter(gates.unbind()) if gates is not None else itertools.repeat(None)
+        gate = _per_channel(gates, self.channels)
         for node in picks:
             total = None
             for source, edge, choice in node:
@@ -388,14 +431,14 @@ class OneShotCell(nn.Module):
 
     def __init__(self, nodes, channels_in: int, channels: int, affine: bool):
         super().__init__()
-        widths = [channels] * len(nodes) + [channels * len(nodes)]
+        self.channels, widths = channels, [channels] * len(nodes) + [channels * len(nodes)]
         self.project = nn.ModuleList(ConvNorm(channels_in, width, 1, affine, relu_last=True) for width in widths)
         self.nodes = nn.ModuleList(
             nn.ModuleList(ONE_SHOT_PRIMITIVES[name](channels, 1, affine) for name in row) for row in nodes
         )
 
     def forward(self, s0: Tensor, s1: Tensor, picks, gates: Tensor | None = None, drop_path: Tensor | None = None):
-        gate = iter(gates.unbind()) if gates is not None else itertools.repeat(None)
+        gate = _per_channel(gates, self.channels)
         *nodes, output = [[(source, choice, next(gate)) for source, _, choice in node] for node in picks]
         states = [s1]
         for number, (node, project) in enumerate(zip(nodes, self.project)):
@@ -409,7 +452,9 @@ class OneShotCell(nn.Module):
         total = torch.cat(
             [scaled(s, kept[i]) if i in kept else torch.zeros_like(s) for i, s in enumerate(states) if i], 1
         )
-        return total + scaled(self.project[-1](s1), kept[0]) if 0 in kept else total
+        if 0 not in kept:
+            return total
+        return total + scaled(self.project[-1](s1), None if kept[0] is None else kept[0].repeat(len(nodes)))
 
 
 class ResidualBlock(nn.Module):

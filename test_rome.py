@@ -546,6 +546,34 @@ def test_variance_of_the_architecture_gradient_falls_as_one_over_k():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Convolutions with gradients of our own, against torch's
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_depthwise_convolution_has_torchs_values_and_gradients(kernel, stride, dilation, trained):
+    x = torch.randn(2, 6, 8, 12, generator=generator(32), dtype=torch.float64, requires_grad=True)
+    conv = rome.DepthwiseConv(6, kernel, stride, dilation).double().requires_grad_(trained)
+    expected = F.conv2d(x, conv.weight, None, stride, dilation * (kernel // 2), dilation, 6)
+    leaves = (x, conv.weight) if trained else (x,)
+    upstream = torch.randn(expected.shape, generator=generator(33), dtype=torch.float64)
+    both = [(y, *torch.autograd.grad(y, leaves, upstream)) for y in (conv(x), expected)]
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-12)
+
+
+def test_factorized_reduce_is_two_shifted_convolutions_of_stride_2():
+    x = torch.randn(2, 4, 8, 6, generator=generator(34), dtype=torch.float64, requires_grad=True)
+    op = rome.FactorizedReduce(4, 6, affine=False).double()
+    halves = [F.conv2d(x, op.even.weight, stride=2), F.conv2d(x[:, :, 1:, 1:], op.odd.weight, stride=2)]
+    leaves = x, op.even.weight, op.odd.weight
+    upstream = torch.randn(2, 6, 4, 3, generator=generator(35), dtype=torch.float64)
+    both = [(y, *torch.autograd.grad(y, leaves, upstream)) for y in (op(x), normalised(torch.cat(halves, 1)))]
+    torch.testing.assert_close(*both, rtol=1e-9, atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # The gate as the scale of a batch norm
 
 
@@ -554,9 +582,9 @@ def test_variance_of_the_architecture_gradient_falls_as_one_over_k():
 def test_norm_multiplies_by_its_gate(layout, dtype):
     g, results = generator(19), []
     x, upstream = (torch.randn(4, 16, 6, 6, generator=g).to(dtype).contiguous(memory_format=layout) for _ in range(2))
-    for function in (rome.Norm(16, affine=False), lambda x, gate: normalised(x) * gate):
+    for function in (rome.Norm(16, affine=False), lambda x, gate: normalised(x) * gate.view(-1, 1, 1)):
         x_leaf, gates = x.clone().requires_grad_(), torch.tensor([5.0, 0.3, -7.0], dtype=dtype, requires_grad=True)
-        y = function(x_leaf, gates.unbind()[1])
+        y = function(x_leaf, gates[:, None].repeat(1, 16).unbind()[1])
         results.append((y.detach(), *torch.autograd.grad((y * upstream).sum(), (x_leaf, gates))))
     rtol, atol = (1e-4, 1e-4) if dtype is torch.float32 else (1e-9, 1e-9)
     torch.testing.assert_close(*results, rtol=rtol, atol=atol)
@@ -573,7 +601,8 @@ def test_folded_gates_train_the_supernet_as_explicit_ones(monkeypatch, dtype):
         return flat(torch.zeros_like(p) if g is None else g for p, g in zip(net.parameters(), grads))
 
     results.append(gradients())
-    monkeypatch.setattr(rome.Norm, "forward", lambda self, x, gate=None: normalised(x) * (1 if gate is None else gate))
+    explicit = lambda self, x, gate=None: normalised(x) * (1 if gate is None else gate.view(-1, 1, 1))  # noqa: E731
+    monkeypatch.setattr(rome.Norm, "forward", explicit)
     results.append(gradients())
     error = (results[0] - results[1]).norm() / results[1].norm()
     assert error < (1e-4 if dtype is torch.float32 else 1e-10)
@@ -619,7 +648,7 @@ def test_1shot1_gates_scale_their_inputs_and_nodes(name):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_primitive_is_scaled_by_its_gate(stride):
-    x, gate = torch.randn(4, 4, 6, 6, generator=generator(21)), torch.tensor(0.3)
+    x, gate = torch.randn(4, 4, 6, 6, generator=generator(21)), torch.full((4,), 0.3)
     for name, make in rome.PRIMITIVES.items():
         op, results = make(4, stride, False), []
         for arguments in ((), (gate,)):
@@ -1195,12 +1224,13 @@ import rome
 assert torch.equal(state, torch.get_rng_state()) and python_state == random.getstate() and listing == os.listdir()
 assert os.path.dirname(os.path.abspath(rome.__file__)) == os.getcwd() and "train" not in sys.modules
 
+torch.manual_seed(0)
 net = rome.Supernet("s2", channels=4, cells=3, classes=2)
 architect = rome.Architect(net, samples=2)
 adam = torch.optim.Adam(net.architecture_parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 sgd = torch.optim.SGD(net.weights(), lr=0.05, momentum=0.9)
 labels = torch.randint(2, (64,))
-images = torch.randn(64, 3, 8, 8) + labels.view(-1, 1, 1, 1)
+images = torch.randn(64, 3, 8, 8) + 2 * labels.view(-1, 1, 1, 1)
 losses = []
 for step in range(10):
     s, t = torch.randint(64, (2, 16))

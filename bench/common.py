@@ -133,12 +133,11 @@ def weight_pass(net: rome.Supernet, seed: int, images, labels) -> None:
 
 
 def architecture_pass(net: rome.Supernet, seed: int, images, labels) -> None:
-    """Sampling, forward and backward of one sub-network; gradients of alpha and beta alone."""
+    """Sampling, forward and backward of one sub-network for alpha and beta. Call it inside frozen(net)."""
     for p in parameters(net, "architecture_parameters"):
         p.grad = None
-    with frozen(net):
-        loss, before, leaves = architecture_loss(net, seed, images, labels)
-        loss.backward()
+    loss, before, leaves = architecture_loss(net, seed, images, labels)
+    loss.backward()
     torch.autograd.backward(list(before.values()), [gate.grad for gate in leaves.values()])
 
 

@@ -13,6 +13,7 @@ median is reported.
                                                --peer-is-gdas holds it to the targets of published GDAS
 """
 
+import contextlib
 import sys
 
 import torch
@@ -21,6 +22,7 @@ from common import (
     architecture_pass,
     arguments,
     batch,
+    frozen,
     interleaved,
     load,
     optimizers,
@@ -94,8 +96,13 @@ def main() -> int:
     peer = load(options.peer)() if options.peer else None
     for what, one_pass in PASSES.items():
 
-        def ours(net, one_pass=one_pass):
-            return lambda number: [one_pass(net, each * number + i, images, labels) for i in range(each)]
+        def ours(net, one_pass=one_pass, what=what):
+            def passes(number):
+                with frozen(net) if what == "architecture" else contextlib.nullcontext():  # once a step of K, as there
+                    for i in range(each):
+                        one_pass(net, each * number + i, images, labels)
+
+            return passes
 
         def theirs(number, what=what):
             torch.manual_seed(number)
