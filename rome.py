@@ -167,7 +167,8 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.thinned:
             x = x.permute(0, 2, 3, 1)[:, ::2, ::2].permute(0, 3, 1, 2)  # a gradient in channels-last
-        if x.device.type != "cpu" or self.stride != (1, 1) or torch.is_autocast_enabled("cpu"):
+        slow = self.dilation != (1, 1) or self.kernel_size == (5, 5) and self.stride == (1, 1)
+        if not slow or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return TurnedGradient.apply(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
 
@@ -877,6 +878,7 @@ class Architect:
         if not {architecture_reduction, weight_reduction} <= {"mean", "sum"}:
             raise ValueError("a reduction is mean or sum")
         self.net, self.samples, self.generator, self.autocast = net, samples, generator, autocast
+        self.parameters = {"architecture": net.architecture_parameters(), "weights": net.weights()}
         self.clips = {"architecture": architecture_clip, "weights": clip}
         self.reductions = {"architecture": architecture_reduction, "weights": weight_reduction}
         device = next(net.parameters()).device.type
@@ -896,13 +898,13 @@ class Architect:
         # Every backward pass ends at the gates; the small graph from there to alpha and beta is walked once, last.
         leaves = [Architecture(z.picks, {t: g.detach().requires_grad_() for t, g in z.gates.items()}) for z in archs]
         optimizer.zero_grad(set_to_none=True)
-        with _frozen(net.weights()):
+        with _frozen(self.parameters["weights"]):
             with torch.no_grad(), self._precision(images):
                 stem = net.stem(images)  # the same for all samples
             loss = self._accumulate(role, stem, labels, leaves)
         pairs = [(z.gates[kind], leaf.gates[kind]) for z, leaf in zip(archs, leaves) for kind in z.gates]
         torch.autograd.backward([gate for gate, _ in pairs], [_gradient(leaf) for _, leaf in pairs])
-        return self._step(role, net.architecture_parameters(), loss, optimizer)
+        return self._step(role, loss, optimizer)
 
     def weight_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
         """Eq. 12: one step of the weights along the sum of the gradients of K sampled sub-networks, clipped once.
@@ -922,7 +924,7 @@ class Architect:
         with self._precision(images):  # the stem's own gradient, once for all samples
             again = net.stem(images)
         torch.autograd.backward(again, [_gradient(s) for s in stem])
-        return self._step(role, net.weights(), loss, optimizer)
+        return self._step(role, loss, optimizer)
 
     def _sample(self, role: str, count: int, tau: float) -> list[Architecture]:
         """All K architectures of a step, before the first of them runs."""
@@ -942,9 +944,9 @@ class Architect:
             total = total + loss.detach()
         return total / len(archs)
 
-    def _step(self, role: str, parameters: list[nn.Parameter], loss: Tensor, optimizer) -> Tensor:
+    def _step(self, role: str, loss: Tensor, optimizer) -> Tensor:
         """Reduce over K, average over ranks, clip once, step."""
-        scaler, count = self.scalers[role], self.samples[role == "weights"]
+        parameters, scaler, count = self.parameters[role], self.scalers[role], self.samples[role == "weights"]
         if self.reductions[role] == "mean" and count > 1:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], count)
         loss = _average_over_ranks(parameters, loss)

@@ -9,13 +9,11 @@ import platform
 import statistics
 import sys
 import time
-import weakref
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch.profiler's own messages
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -79,74 +77,24 @@ def seeded(*place: int) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-def weight_loss(net: rome.Supernet, seed: int, images, labels):
-    """The loss of one sub-network for the weights: no gates, so neither alpha nor beta is in the graph."""
-    with torch.no_grad():
-        arch = rome.Architecture(net.sample(1.0, seeded(seed)).picks)
-    return F.cross_entropy(net(images, arch), labels)
-
-
-def architecture_loss(net: rome.Supernet, seed: int, images, labels):
-    """The loss of one sub-network for alpha and beta, and the gates before and after they were made leaves.
-
-    Call it inside frozen(net). The stem has no gradient then, so it runs without a graph, as in rome.Architect.
-    """
-    arch = net.sample(1.0, seeded(seed))
-    gates = {kind: gate.detach().requires_grad_() for kind, gate in arch.gates.items()}
-    with torch.no_grad():
-        stem = net.stem(images)
-    loss = F.cross_entropy(net.from_stem(stem, rome.Architecture(arch.picks, gates)), labels)
-    return loss, arch.gates, gates
-
-
-class frozen:
-    """No gradient for the supernet's weights inside."""
-
-    def __init__(self, net: rome.Supernet):
-        self.weights = parameters(net, "weights")
-
-    def __enter__(self):
-        for p in self.weights:
-            p.requires_grad_(False)
-
-    def __exit__(self, *error):
-        for p in self.weights:
-            p.requires_grad_(True)
-
-
-_lists = weakref.WeakKeyDictionary()
-
-
-def parameters(net: rome.Supernet, what: str) -> list:
-    """net.weights() or net.architecture_parameters(), looked up once, as an optimizer has them."""
-    lists = _lists.setdefault(net, {})
-    if what not in lists:
-        lists[what] = getattr(net, what)()
-    return lists[what]
-
-
-def weight_pass(net: rome.Supernet, seed: int, images, labels) -> None:
-    """Sampling, forward and backward of one sub-network; gradients of the weights."""
-    for p in parameters(net, "weights"):
-        p.grad = None
-    weight_loss(net, seed, images, labels).backward()
-
-
-def architecture_pass(net: rome.Supernet, seed: int, images, labels) -> None:
-    """Sampling, forward and backward of one sub-network for alpha and beta. Call it inside frozen(net)."""
-    for p in parameters(net, "architecture_parameters"):
-        p.grad = None
-    loss, before, leaves = architecture_loss(net, seed, images, labels)
-    loss.backward()
-    torch.autograd.backward(list(before.values()), [gate.grad for gate in leaves.values()])
-
-
 def optimizers(net: rome.Supernet) -> dict:
     """The paper's two optimizers, by the name of their step."""
     return dict(
         architecture=torch.optim.Adam(net.architecture_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3),
         weights=torch.optim.SGD(net.weights(), 0.05, 0.9, weight_decay=3e-4),
     )
+
+
+def stepper(net: rome.Supernet, role: str, images, labels):
+    """A function (count, first): a step of the role over `count` sub-networks, drawn from the seeds `first`, ..."""
+    optimizer = optimizers(net)[role]
+
+    def step(count: int, first: int) -> None:
+        architect = rome.Architect(net, count, generator=lambda _, k: seeded(first + k))
+        one_step = architect.weight_step if role == "weights" else architect.architecture_step
+        one_step(images, labels, 1.0, optimizer)
+
+    return step
 
 
 # ----------------------------------------------------------------------------------------------------------------------

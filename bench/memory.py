@@ -13,14 +13,15 @@ on a GPU.
                                                loss(images, labels) and parameters()
 """
 
+import functools
 import json
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from common import MIB, architecture_loss, arguments, batch, frozen, load, optimizers, report, row, seeded, supernet
-from common import weight_loss as loss_for_weights
+import torch.nn.functional as F
+from common import MIB, arguments, batch, load, report, row, seeded, stepper, supernet
 
 import rome
 
@@ -63,6 +64,25 @@ class Held:
         self.kept.add(self.tensor.untyped_storage(), -1)
 
 
+def loss_for_weights(net: rome.Supernet, seed: int, images, labels):
+    """The loss of one sub-network for the weights: no gates, so neither alpha nor beta is in the graph."""
+    with torch.no_grad():
+        arch = rome.Architecture(net.sample(1.0, seeded(seed)).picks)
+    return F.cross_entropy(net(images, arch), labels)
+
+
+def loss_for_architecture(net: rome.Supernet, seed: int, images, labels):
+    """The loss of one sub-network for alpha and beta; its graph ends at the gates.
+
+    The weights are frozen; the stem needs no graph then, as in rome.Architect.
+    """
+    arch = net.sample(1.0, seeded(seed))
+    gates = {kind: gate.detach().requires_grad_() for kind, gate in arch.gates.items()}
+    with torch.no_grad():
+        stem = net.stem(images)
+    return F.cross_entropy(net.from_stem(stem, rome.Architecture(arch.picks, gates)), labels)
+
+
 def kept_by_weights(net, seed: int, images, labels) -> int:
     with Kept(net.parameters()) as kept:
         loss = loss_for_weights(net, seed, images, labels)
@@ -70,24 +90,16 @@ def kept_by_weights(net, seed: int, images, labels) -> int:
 
 
 def kept_by_architecture(net, seed: int, images, labels) -> int:
-    with frozen(net), Kept(net.parameters()) as kept:
-        loss, *_ = architecture_loss(net, seed, images, labels)
+    with rome._frozen(net.weights()), Kept(net.parameters()) as kept:
+        loss = loss_for_architecture(net, seed, images, labels)
     return kept.now if loss.requires_grad else 0
-
-
-def make_step(net, role: str, samples: int, first: int, images, labels):
-    """One step of the Architect, its k-th sub-network drawn from the seed first + k."""
-    architect = rome.Architect(net, samples, generator=lambda _, k: seeded(first + k))
-    optimizer = optimizers(net)[role]
-    step = architect.weight_step if role == "weights" else architect.architecture_step
-    return lambda: step(images, labels, 1.0, optimizer)
 
 
 def live_over_step(role: str, samples: int, first: int, quick: bool, images, labels) -> int:
     net = supernet(quick=quick)
-    step = make_step(net, role, samples, first, images, labels)
+    step = stepper(net, role, images, labels)
     with Kept(net.parameters()) as kept:
-        step()
+        step(samples, first)
     return kept.peak
 
 
@@ -162,7 +174,7 @@ def main() -> int:
             for count in (1, 7):
                 net, peaks = supernet("v2", recompute, quick, options.device), []
                 for start in range(1 if quick else 3):
-                    step = make_step(net, role, count, 100 * start, images, labels)
+                    step = functools.partial(stepper(net, role, images, labels), count, 100 * start)
                     peaks.append(peak_of_step(step, options.device) / MIB / images_step)
                 title = f"peak of a step of the {role}, K={count}{', recompute' if recompute else ''}"
                 rows.append(row(title, peaks, "MiB/img", of="max"))

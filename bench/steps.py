@@ -2,9 +2,9 @@
 
 Claims (S0, 8 cells, 16 channels, 32x32): a step over K=7 sub-networks takes at most 7.2 times as long as one over a
 single sub-network; one v2 sub-network at most 0.74 of our own GDAS's; a weight pass at most 0.36 of published GDAS's
-(0.55 with recomputation), an architecture pass at most 0.18 (0.32). A pass is sampling, forward and backward of one
-sub-network. Every variant runs once a round, on the same seeded architectures; a ratio is taken within a round, and its
-median is reported.
+(0.55 with recomputation), an architecture pass at most 0.18 (0.32). A pass is a seventh of a whole step with K=7, with
+sampling, reduction, clip and optimizer; of the other supernet, forward and backward alone. Every variant runs once a
+round, on the same seeded architectures; a ratio is taken within a round, and its median is reported.
 
     python bench/steps.py                      some ten minutes on one core
     python bench/steps.py --quick
@@ -13,51 +13,37 @@ median is reported.
                                                --peer-is-gdas holds it to the targets of published GDAS
 """
 
-import contextlib
 import sys
 
 import torch
 from common import (
     CLOCK,
-    architecture_pass,
     arguments,
     batch,
-    frozen,
     interleaved,
     load,
-    optimizers,
     ratios,
     report,
     row,
     seconds,
-    seeded,
+    stepper,
     supernet,
-    weight_pass,
 )
 
-import rome
-
-PASSES = dict(weight=weight_pass, architecture=architecture_pass)
-TARGETS = {"weight": (0.36, 0.55), "architecture": (0.18, 0.32)}  # plain, recomputed; of published GDAS
+ROLES = dict(weights="weight", architecture="architecture")
+TARGETS = dict(weights=(0.36, 0.55), architecture=(0.18, 0.32))  # plain, recomputed; of published GDAS
 
 
 def against_k(role: str, quick: bool, rounds: int, size: int, clock: str) -> list[dict]:
     """Rows of time(K) / time(1). One step of K sub-networks is compared with steps of one, over the same K of them."""
-    net = supernet(quick=quick)
-    images, labels = batch(size)
-    optimizer = optimizers(net)[role]
-
-    def step(count: int, first: int):
-        architect = rome.Architect(net, count, generator=lambda _, k: seeded(first + k))
-        step = architect.weight_step if role == "weights" else architect.architecture_step
-        return lambda: step(images, labels, 1.0, optimizer)
-
+    step = stepper(supernet(quick=quick), role, *batch(size))
     counts = (1, 2, 7) if quick else (1, 2, 3, 4, 5, 6, 7)
     found = {count: [] for count in counts}
     for number in range(-1, rounds):
-        single = [seconds(step(1, 100 * number + k + 100), clock) for k in range(max(counts))]
+        first = 100 * (number + 1)
+        single = [seconds(lambda k=k, f=first: step(1, f + k), clock) for k in range(max(counts))]
         for count in counts[1:]:
-            taken = seconds(step(count, 100 * number + 100), clock)
+            taken = seconds(lambda c=count, f=first: step(c, f), clock)
             if number >= 0:
                 found[count].append(count * taken / sum(single[:count]))
         if number >= 0:
@@ -72,7 +58,7 @@ def main() -> int:
     options = arguments(
         __doc__,
         rounds=dict(type=int, default=5, help="rounds (5)"),
-        architectures=dict(type=int, default=8, help="sub-networks per variant and round (8)"),
+        samples=dict(type=int, default=7, help="K of the passes: sub-networks per variant and round (7)"),
         batch=dict(type=int, default=64, help="batch of the steps (64)"),
         batch_of_passes=dict(type=int, default=16, help="batch of the passes (16)"),
         skip_k=dict(action="store_true", help="leave out the steps against K"),
@@ -81,7 +67,7 @@ def main() -> int:
         peer_is_gdas=dict(action="store_true", help="hold the ratios to the targets of published GDAS"),
     )
     quick, clock = options.quick, options.clock
-    rounds, each = (2, 2) if quick else (options.rounds, options.architectures)
+    rounds, each = (2, 2) if quick else (options.rounds, options.samples)
     images, labels = batch(4 if quick else options.batch_of_passes)
     plain_images = images.contiguous()  # NCHW, as other people's data loaders make them
     rows = []
@@ -94,15 +80,11 @@ def main() -> int:
         "our gdas, recompute": supernet("none", True, quick=quick),
     }
     peer = load(options.peer)() if options.peer else None
-    for what, one_pass in PASSES.items():
+    for role, what in ROLES.items():
 
-        def ours(net, one_pass=one_pass, what=what):
-            def passes(number):
-                with frozen(net) if what == "architecture" else contextlib.nullcontext():  # once a step of K, as there
-                    for i in range(each):
-                        one_pass(net, each * number + i, images, labels)
-
-            return passes
+        def ours(net, role=role):
+            step = stepper(net, role, images, labels)
+            return lambda number: step(each, each * number)
 
         def theirs(number, what=what):
             torch.manual_seed(number)
@@ -119,13 +101,13 @@ def main() -> int:
         rows.append(row(f"{what} pass, v2 / our gdas, both recomputed", both))
         rows.append(row(f"{what} pass, v2, recomputed / plain", ratios(times["v2, recompute"], times["v2"])))
         if peer:
-            for name, target in zip(("v2", "v2, recompute"), TARGETS[what], strict=True):
+            for name, target in zip(("v2", "v2, recompute"), TARGETS[role], strict=True):
                 target = target if options.peer_is_gdas else None
                 rows.append(row(f"{what} pass, {name} / peer", ratios(times[name], times["peer"]), "", target))
     if not options.skip_k:
-        for role in ("weights", "architecture"):
+        for role in ROLES:
             rows += against_k(role, quick, rounds, 4 if quick else options.batch, clock)
-    settings = dict(rounds=rounds, architectures=each, batch=4 if quick else options.batch, batch_of_passes=len(labels))
+    settings = dict(rounds=rounds, samples=each, batch=4 if quick else options.batch, batch_of_passes=len(labels))
     return report("steps", options, rows, clock=clock, peer=bool(peer), **settings)
 
 
