@@ -773,6 +773,16 @@ class Supernet(Macro):
                 picks[kind].append(list(zip(inputs, rows, choices)))
         return Architecture(picks)
 
+    def cell(self, arch: Architecture):
+        """The genotype of a sampled architecture."""
+        nodes = {}
+        for kind, picks in arch.picks.items():
+            ops, nodes[kind] = self.space.ops[kind], []
+            for node in picks:
+                rows = [(row, op) for _, row, op in (node if self.on_edges else node[:1]) if row < len(ops)]
+                nodes[kind].append(([i for i, _, _ in node], [ops[row][op] for row, op in rows]))
+        return _to_genotype(self.space.family, nodes)
+
 
 def _to_genotype(family: str, nodes: dict):
     """From cell type -> [(inputs, ops) per node] to the family's genotype."""
@@ -857,7 +867,8 @@ class Architect:
     weight_reduction: "mean" or "sum" over K. autocast: the dtype of mixed precision, or None; with float16 the losses
     are scaled.
 
-    After a step, `gradient_norm` holds the norm before the clip (0-dim tensor).
+    After a step, `gradient_norm` holds the norm before the clip (0-dim tensor), and `last`, by role, the architecture and
+    the loss of every sample.
     """
 
     def __init__(
@@ -886,7 +897,7 @@ class Architect:
             role: torch.amp.GradScaler(device, enabled=autocast is torch.float16)
             for role in ("architecture", "weights")
         }
-        self.gradient_norm = None
+        self.gradient_norm, self.last = None, {}
 
     def architecture_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
         """Eq. 11: one step of alpha and beta along the mean gradient of K sampled sub-networks on one batch.
@@ -936,12 +947,13 @@ class Architect:
 
     def _accumulate(self, role: str, stem, labels: Tensor, archs: list[Architecture]) -> Tensor:
         """Forward and backward of one sub-network after the other; gradients add up, memory does not."""
-        total = 0
+        total, self.last[role] = 0, []
         for arch in archs:
             with self._precision(labels):
                 loss = F.cross_entropy(self.net.from_stem(stem, arch), labels)
             self.scalers[role].scale(loss).backward()
             total = total + loss.detach()
+            self.last[role].append((Architecture(arch.picks), loss.detach()))
         return total / len(archs)
 
     def _step(self, role: str, loss: Tensor, optimizer) -> Tensor:

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -258,16 +259,29 @@ def read_folder(config: dict, names: tuple) -> Images:
     return Images(pixels, labels, files, data.classes)
 
 
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # no PostScript, for which Pillow runs a program
+PIXELS = 80_000_000  # of one image, which are decoded at once; Pillow itself warns from 89 million on
+
+
 def read_image(path: str, size: int, transform=None) -> Tensor:
     """uint8 (size, size, 3): RGB, the shorter side resized to `size` (bilinear, antialiased), the centre cropped."""
+    import numpy
     from PIL import Image
     from torchvision.transforms.v2 import functional
 
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > PIXELS:
+                raise ValueError(f"{file.width}x{file.height} pixels are too many; make it smaller")
+            if file.mode == "F":
+                raise ValueError("its pixels are floating-point numbers; save it with 8 bits")
+            if file.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+                file = Image.fromarray((numpy.asarray(file) >> 8).clip(0, 255).astype("uint8"))
             image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever Pillow makes of a broken file
         raise ValueError(f"{path} is no readable image: {first_line(error)}") from None
+    if max(image.size) > 8 * min(image.size):  # of a strip its middle: resized as a whole it may take gigabytes
+        image = functional.center_crop(image, [min(side, 8 * min(image.size)) for side in image.size[::-1]])
     if transform is not None:
         image = transform(image)
     elif image.size != (size, size):
@@ -286,6 +300,12 @@ class Files(torch.utils.data.Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed(*place, index).initial_seed())
             return read_image(self.files[index], self.size, self.transform)
+
+
+def outlive_one_signal(worker: int) -> None:
+    """In a worker: a scheduler's first SIGTERM goes to every process, and is for the main one to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 class Stream:
@@ -317,6 +337,7 @@ class Stream:
         self.loader = torch.utils.data.DataLoader(
             Files(images, size, transform if config["stem"] == "imagenet" else None), batch_sampler=self.plan,
             num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+            worker_init_fn=outlive_one_signal,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -337,7 +358,12 @@ class Stream:
         read = iter(self.loader) if self.loader is not None else None
         for step in steps:
             index = self._indices(epoch, step).to(self.device, non_blocking=True)
-            pixels = next(read).to(self.device, non_blocking=True) if read else self.pixels[index]
+            try:
+                pixels = next(read).to(self.device, non_blocking=True) if read else self.pixels[index]
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise OSError(f"a process that reads images died ({first_line(error)}); try fewer --workers") from None
             yield self._finish(pixels, keyed(*self._place(epoch, step))), self.labels[index]
 
     def _place(self, epoch: int, step: int) -> tuple:
@@ -416,7 +442,9 @@ class Interrupted(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    return short((str(error).strip().splitlines() or [type(error).__name__])[0], 500)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]  # raised by a worker
+    return short(line, 500)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -428,31 +456,36 @@ class Run:
 
     def __init__(self, stage: str, config: dict):
         self.stage, self.config, self.folder = stage, config, Path(config["out"])
-        (rank, self.world), self.progressing = rank_and_world(), False
+        (rank, self.world), self.progressing, Stop.folder = rank_and_world(), False, None
         self.lead = rank == 0
+        if Stop.signal:
+            raise Interrupted
 
     def checkpoint(self) -> dict | None:
         """The newest whole checkpoint of a resumed run, or None. ValueError where the folder does not fit."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; name another folder with --out")
-        paths = [path for path in (self.folder / "last.pt", self.folder / "previous.pt") if path.exists()]
+        paths = [path for path in (self.folder / "last.pt", self.folder / "previous.pt") if path.is_file()]
         if (paths or (self.folder / "config.json").exists()) and not self.config["resume"]:
             raise ValueError(f"{self.folder} holds a run already; --resume goes on with it, --out names another")
         reasons = []
         for path in paths:
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                state = load_checkpoint(path)
                 if (state["format"], state["stage"]) != (CHECKPOINT_FORMAT, self.stage):
-                    raise ValueError(f"it has format {state['format']} and is of a {state['stage']}")
+                    made = f"{short(str(state['stage']))} in format {short(str(state['format']))}"
+                    raise ValueError(f"it is of a {made}; this version goes on with format {CHECKPOINT_FORMAT}")
+                if type(state["epoch"]) is not int or type(state["step"]) is not int:
+                    raise ValueError("it has no place to go on at")
+                if [row["epoch"] for row in state["rows"]] != list(range(1, state["epoch"] + 1)) or state["step"] < 0:
+                    raise ValueError("its rows are not those of its epochs")
+                old, new = state["settings"] | {"processes": state["world"]}, self.config | {"processes": self.world}
+                odd = sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
+                names = ", ".join(f"--{k.replace('_', '-')} {old.get(k)} (now {new.get(k)})" for k in odd)
             except Exception as error:  # whatever torch.load makes of a broken file
                 reasons.append(f"{path} cannot be used ({first_line(error)})")
                 continue
-            old, new = (
-                s | {"processes": n} for s, n in ((state["settings"], state["world"]), (self.config, self.world))
-            )
-            odd = sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
             if odd:
-                names = ", ".join(f"--{k.replace('_', '-')} {old.get(k)} (now {new.get(k)})" for k in odd)
                 raise ValueError(f"{path} was made with {names}; resume with the same, or use another --out")
             for reason in reasons:
                 print(f"{reason}; going on from {path}", file=sys.stderr)
@@ -466,6 +499,8 @@ class Run:
             dist.barrier()  # every rank has looked at the folder before rank 0 writes into it
         if self.lead:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left_over in self.folder.glob(".*.tmp"):  # of a write that was killed
+                left_over.unlink()
             text = dict(stage=self.stage, command=command, processes=self.world, settings=self.config)
             text |= dict(versions=versions())
             genotypes.write(self.folder / "config.json", (json.dumps(text, indent=1) + "\n").encode())
@@ -479,10 +514,11 @@ class Run:
         content = io.BytesIO()
         state |= dict(epoch=epoch, step=step, totals=totals, rows=rows, rng=torch.get_rng_state())
         torch.save(state, content)
-        last = self.folder / "last.pt"
+        last, new = self.folder / "last.pt", self.folder / ".last.pt.tmp"
+        genotypes.write(new, content.getvalue())
         if last.exists():
             os.replace(last, self.folder / "previous.pt")
-        genotypes.write(last, content.getvalue())
+        os.replace(new, last)
 
     def restore(self, state: dict | None, parts: dict, totals: Tensor) -> tuple[int, int, list]:
         """Fills the parts and the totals from a checkpoint, if any; the epoch and step to go on at, and the rows."""
@@ -490,11 +526,17 @@ class Run:
             return 0, 0, []
         try:
             for name, part in parts.items():
-                part.load_state_dict(state[name])
-        except (RuntimeError, KeyError, ValueError) as error:
+                if not isinstance(part, torch.optim.Optimizer):
+                    part.load_state_dict(state[name])
+                    continue
+                part.load_state_dict(state[name] | {"param_groups": part.state_dict()["param_groups"]})  # the run's own
+                for p, row in part.state.items():
+                    if any(b is not None and b.shape not in ((), p.shape) for b in row.values()):
+                        raise ValueError(f"{name} has buffers of other shapes")
+            totals.copy_(state["totals"])
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"the checkpoint in {self.folder} is of another network: {first_line(error)}") from None
-        totals.copy_(state["totals"])
-        torch.set_rng_state(state["rng"])
         done = state["epoch"] >= self.config["epochs"]
         self.log("already finished" if done else f"resumed at epoch {state['epoch'] + 1}, step {state['step'] + 1}")
         return state["epoch"], state["step"], state["rows"]
@@ -534,6 +576,16 @@ class Run:
             self.progressing = True
 
 
+def load_checkpoint(path: Path) -> dict:
+    """torch.load of a checkpoint, once its sums are checked, which torch.load does not. Raises what comes."""
+    with zipfile.ZipFile(path) as file:
+        if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+            raise ValueError("it unpacks to more than its size")
+        if broken := file.testzip():
+            raise ValueError(f"its part {short(broken)} is corrupt")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 CHECKPOINT_FORMAT = 1
 # Settings that may change when a run is resumed: they do not change its result.
 FREE = set("resume out device workers data quiet save_minutes cache_gib retrain config table".split())
@@ -549,13 +601,18 @@ def versions() -> dict:
 
 
 class Stop:
-    """Whether to stop: `signal` asked this process to, `agreed` is what all ranks know. `main` alone sets handlers."""
+    """Whether to stop: `signal` asked this process to, `agreed` is what all ranks know. `main` alone sets handlers.
 
-    signal, agreed = None, False
+    folder: of the run whose loop is running, which then ends at its next step; where none is, a signal ends it at once.
+    """
+
+    signal, agreed, folder = None, False, None
 
     @classmethod
     def ask(cls, number, frame) -> None:
         cls.signal = number
+        if cls.folder is None:
+            raise Interrupted
 
     @classmethod
     def asked(cls, device) -> bool:
@@ -642,10 +699,13 @@ def duration(seconds: float) -> str:
 
 
 @torch.no_grad()
-def evaluate(predict, stream: Stream) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in percent over a stream, over all ranks."""
+def evaluate(predict, stream: Stream, save=lambda: None) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in percent over a stream, over all ranks; a signal saves and ends it."""
     totals = torch.zeros(3, device=stream.device)
     for images, labels in stream.epoch(0):
+        if Stop.signal and not dist.is_initialized():  # ranks have not the same number of batches to agree at
+            save()
+            raise Interrupted
         logits = predict(images).float()
         loss, correct = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
         totals += torch.stack([loss, correct, torch.full_like(loss, len(labels))])
@@ -684,16 +744,25 @@ def build_network(genotype, config: dict, classes: int) -> rome.Network:
     )  # fmt: skip
 
 
-def finite(numbers: Tensor, scaled: bool, where: str, net: rome.Supernet | None = None) -> Tensor:
+def finite(numbers: Tensor, scaled: bool, where: str, architect: rome.Architect | None = None) -> Tensor:
     """The numbers of a step and, last, whether loss scaling skipped it. NumbersError if one of them went wrong."""
     good = torch.isfinite(numbers)
     if not (good.all() or (scaled and good[:2].all())):
-        cell = f" (derived cell: {net.genotype()})" if net is not None else ""
+        what, cell = "gradient" if good[:2].all() else "loss", ""
+        if architect is not None:  # numbers: the loss of alpha and beta, of the weights, and the two gradients' norms
+            role = "weights" if good[0] and good[2] else "architecture"
+            samples = architect.last[role]
+            arch = next((arch for arch, loss in samples if not loss.isfinite()), samples[-1][0])
+            cell = f" in the {role} step (sampled cell: {architect.net.cell(arch)})"
         raise NumbersError(
-            f"{where}: the loss or its gradient is not finite{cell}; the last checkpoint is kept; lower --lr or "
-            "--clip, or go without --amp"
+            f"{where}: the {what} is not finite{cell}; the last checkpoint is kept; lower --lr or --clip, or go "
+            "without --amp, in another --out"
         )
     return torch.cat([numbers.nan_to_num(0, 0, 0), (~good.all()).view(1)])
+
+
+def skipped_steps(share: float, steps: int) -> str:
+    return f"{round(share * steps)} of {steps} steps skipped by loss scaling, " if share else ""
 
 
 class Clock:
@@ -702,6 +771,7 @@ class Clock:
     def __init__(self, run: Run, device: torch.device, steps: int):
         self.run, self.device, self.steps, self.done, self.images = run, device, steps, 0, 0
         self.start = self.epoch_start = self.saved = self.first = time.perf_counter()
+        Stop.folder = run.folder
 
     def step(self, images: int, place: str) -> bool:
         """Counts one step and shows it; once, what the whole will take. Says whether a checkpoint is due now."""
@@ -828,7 +898,7 @@ def search(config: dict, command: list[str]):
             norm = architect.gradient_norm
             numbers = torch.stack([loss_alpha, loss_theta, norm_alpha, norm, norm > (config["clip"] or math.inf)])
             where = f"epoch {epoch + 1}/{epochs}, step {step + 1}/{steps}"
-            totals += finite(numbers, architect.autocast is torch.float16, where, net)
+            totals += finite(numbers, architect.autocast is torch.float16, where, architect)
             if clock.step(len(x_s) + len(x_t), where):
                 run.save(parts, epoch, step + 1, totals, rows)
                 if Stop.agreed:
@@ -836,7 +906,8 @@ def search(config: dict, command: list[str]):
 
         genotype = net.genotype(config["derive"])
         reseed(config, epoch, "evaluation")  # of the noise op
-        loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data)
+        save = functools.partial(run.save, parts, epoch, steps, totals, rows)
+        loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data, save)
         loss_alpha, loss_theta, norm_alpha, norm, clipped, skipped = (totals / steps).tolist()
         free = genotypes.parameter_free(genotype)
         row = dict(epoch=epoch + 1, tau=tau, lr=lr, loss_alpha=loss_alpha, loss_theta=loss_theta, supernet_loss=loss)
@@ -853,6 +924,7 @@ def search(config: dict, command: list[str]):
             f"{accuracy:.1f}% (of the derived cell, not a result), parameter-free ops "
             f"{', '.join(f'{count} {kind}' for kind, count in free.items())}, tau {tau:.2f}, "
             + ("true test accuracy {table_test:.2f}% (rank {table_rank}), ".format(**true) if true else "")
+            + skipped_steps(skipped, steps)
             + f"{row['images_per_second']:.0f} images/s, {row['peak_mib']:.0f} MiB, {clock.left()} left"
         )
 
@@ -948,7 +1020,10 @@ def retrain(config: dict, command: list[str]) -> float:
                     raise Interrupted
 
         network.eval()
-        loss_test, accuracy_test = evaluate(lambda images: network(images)[0], test_data)
+        for buffer in network.buffers() if dist.is_initialized() else ():
+            dist.broadcast(buffer, 0)  # each rank has running statistics of its own images; the checkpoint has rank 0's
+        save = functools.partial(run.save, parts, epoch, steps, totals, rows, classes=train.classes)
+        loss_test, accuracy_test = evaluate(lambda images: network(images)[0], test_data, save)
         loss_train, accuracy_train, norm, skipped = (totals / steps).tolist()
         row = dict(epoch=epoch + 1, lr=lr, drop_path=drop_path, loss_train=loss_train, loss_test=loss_test)
         row |= dict(accuracy_train=100 * accuracy_train, accuracy_test=accuracy_test, gradient_norm=norm)
@@ -959,8 +1034,8 @@ def retrain(config: dict, command: list[str]) -> float:
         run.save(parts, epoch + 1, 0, totals.zero_(), rows, classes=train.classes)
         run.log(
             f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, training accuracy {100 * accuracy_train:.1f}%, test "
-            f"accuracy {accuracy_test:.2f}%, {row['images_per_second']:.0f} images/s, {row['peak_mib']:.0f} MiB, "
-            f"{clock.left()} left"
+            f"accuracy {accuracy_test:.2f}%, {skipped_steps(skipped, steps)}{row['images_per_second']:.0f} images/s, "
+            f"{row['peak_mib']:.0f} MiB, {clock.left()} left"
         )
 
     run.write_metrics(rows)
@@ -1220,7 +1295,7 @@ def report(folders: list[str], style: str = "text") -> str:
 # NAS-Bench-201's table
 
 TABLE_DATA = {"cifar10": "c10", "cifar100": "c100", "folder": "in16"}
-TABLE_BYTES = 200_000_000  # the most that is read
+TABLE_BYTES = 20_000_000  # the most that is read
 
 
 def table_key(arch: str) -> str:
@@ -1237,6 +1312,8 @@ def read_table(path: str | Path) -> dict:
     """
     where = ""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with (gzip.open if packed else open)(path, "rb") as file:
@@ -1497,7 +1574,7 @@ def home_space(genotype, source: str) -> str:
     if isinstance(genotype, rome.OneShotGenotype):
         picks = tuple(len(inputs) for inputs in genotype.inputs)
         return next(name for name, space in rome.SPACES.items() if space.picks == picks)
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         named = json.loads(Path(source).read_bytes()).get("space")
         if named in rome.SPACES and rome.SPACES[named].family == "darts":
             return named
@@ -1536,6 +1613,8 @@ def retrain_flags(config: dict, genotype) -> dict:
 def stored_flags(path: Path, stage: str, parser: Parser) -> dict:
     """The flags of a config.json, checked as if they had been typed."""
     try:
+        if not path.is_file() or path.stat().st_size > genotypes.LARGEST:
+            raise ValueError("no such file" if not path.exists() else "not a regular file, or too large")
         text = json.loads(path.read_bytes())
         if text["stage"] != stage:
             raise ValueError(f"it is of a {text['stage']}")
@@ -1586,7 +1665,7 @@ def main(argv: list[str] | None = None) -> int:
         given = vars(parser.parse_args(words))
     except SystemExit as error:
         return error.code
-    stage, Stop.signal, Stop.agreed = given.pop("command"), None, False
+    stage, Stop.signal, Stop.agreed, Stop.folder = given.pop("command"), None, False, None
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if stage in ("list", "report"):
@@ -1608,10 +1687,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"train.py: error: {first_line(error)}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        folder = Stop.folder if isinstance(error, OSError) else None
+        kept = f"; {folder} keeps its last checkpoint, from which --resume goes on" if folder else ""
+        print(f"train.py: error: {first_line(error)}{kept}", file=sys.stderr)
         return 2
     except RuntimeError as error:
+        if "allocate memory" in str(error):
+            print("train.py: error: this needs more memory than there is; use smaller settings", file=sys.stderr)
+            return 2
         if not dist.is_initialized():
             raise
         rank = rank_and_world()[0]
