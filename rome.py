@@ -867,8 +867,8 @@ class Architect:
     weight_reduction: "mean" or "sum" over K. autocast: the dtype of mixed precision, or None; with float16 the losses
     are scaled.
 
-    After a step, `gradient_norm` holds the norm before the clip (0-dim tensor), and `last`, by role, the architecture and
-    the loss of every sample.
+    After a step, `gradient_norm` holds the norm before the clip (0-dim tensor), and `last`, by role, the architecture
+    and the loss of every sample.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import pickle
 import platform
 import re
 import shlex
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -337,7 +339,8 @@ class Stream:
         self.loader = torch.utils.data.DataLoader(
             Files(images, size, transform if config["stem"] == "imagenet" else None), batch_sampler=self.plan,
             num_workers=workers, persistent_workers=workers > 0, pin_memory=device.type == "cuda",
-            worker_init_fn=outlive_one_signal,
+            worker_init_fn=outlive_one_signal, timeout=600 if workers else 0,
+            generator=torch.Generator(),  # of the workers' seeds, which nothing reads: the noise op has the default one
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -358,12 +361,7 @@ class Stream:
         read = iter(self.loader) if self.loader is not None else None
         for step in steps:
             index = self._indices(epoch, step).to(self.device, non_blocking=True)
-            try:
-                pixels = next(read).to(self.device, non_blocking=True) if read else self.pixels[index]
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise OSError(f"a process that reads images died ({first_line(error)}); try fewer --workers") from None
+            pixels = next(read).to(self.device, non_blocking=True) if read else self.pixels[index]
             yield self._finish(pixels, keyed(*self._place(epoch, step))), self.labels[index]
 
     def _place(self, epoch: int, step: int) -> tuple:
@@ -457,7 +455,7 @@ class Run:
     def __init__(self, stage: str, config: dict):
         self.stage, self.config, self.folder = stage, config, Path(config["out"])
         (rank, self.world), self.progressing, Stop.folder = rank_and_world(), False, None
-        self.lead = rank == 0
+        self.lead, self.whole = rank == 0, False  # whether last.pt is known to be whole
         if Stop.signal:
             raise Interrupted
 
@@ -481,6 +479,7 @@ class Run:
                     raise ValueError("its rows are not those of its epochs")
                 old, new = state["settings"] | {"processes": state["world"]}, self.config | {"processes": self.world}
                 odd = sorted(k for k in old.keys() | new.keys() if k not in FREE and old.get(k) != new.get(k))
+                odd = [k for k in odd if not k.startswith("retrain_")]
                 names = ", ".join(f"--{k.replace('_', '-')} {old.get(k)} (now {new.get(k)})" for k in odd)
             except Exception as error:  # whatever torch.load makes of a broken file
                 reasons.append(f"{path} cannot be used ({first_line(error)})")
@@ -489,6 +488,7 @@ class Run:
                 raise ValueError(f"{path} was made with {names}; resume with the same, or use another --out")
             for reason in reasons:
                 print(f"{reason}; going on from {path}", file=sys.stderr)
+            self.whole = path.name == "last.pt"
             return state
         if reasons:
             raise ValueError("; ".join(reasons) + "; start anew with another --out")
@@ -516,9 +516,10 @@ class Run:
         torch.save(state, content)
         last, new = self.folder / "last.pt", self.folder / ".last.pt.tmp"
         genotypes.write(new, content.getvalue())
-        if last.exists():
+        if self.whole:  # a broken one does not replace the one before
             os.replace(last, self.folder / "previous.pt")
         os.replace(new, last)
+        self.whole = True
 
     def restore(self, state: dict | None, parts: dict, totals: Tensor) -> tuple[int, int, list]:
         """Fills the parts and the totals from a checkpoint, if any; the epoch and step to go on at, and the rows."""
@@ -577,13 +578,18 @@ class Run:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """torch.load of a checkpoint, once its sums are checked, which torch.load does not. Raises what comes."""
+    """torch.load of a checkpoint, once its sums are checked, which torch.load does not do. Raises what comes."""
     with zipfile.ZipFile(path) as file:
         if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
             raise ValueError("it unpacks to more than its size")
         if broken := file.testzip():
             raise ValueError(f"its part {short(broken)} is corrupt")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about files that it did not write
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its own message advises to trust the file
+            raise ValueError("it holds more than numbers and names, so no run wrote it") from None
 
 
 CHECKPOINT_FORMAT = 1
@@ -1047,7 +1053,7 @@ def retrain(config: dict, command: list[str]) -> float:
 
 def load_network(path: str | Path) -> tuple[rome.Network, list[str]]:
     """The trained network of a retrain's last.pt, in evaluation mode, and its class names."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_checkpoint(Path(path))
     config, classes = state["settings"], state["classes"]
     network = build_network(genotypes.load(config["genotype"]), config, len(classes))
     network.load_state_dict(state["network"])
@@ -1668,14 +1674,23 @@ def main(argv: list[str] | None = None) -> int:
     stage, Stop.signal, Stop.agreed, Stop.folder = given.pop("command"), None, False, None
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if stage in ("list", "report"):
-            print((list_benchmarks if stage == "list" else report)(**given).rstrip("\n"), flush=True)
-        else:
-            run_stage(stage, given, [Path(sys.argv[0]).name, *words], parser)
+        return answer(stage, given, words, parser)
     except Interrupted:
         name = signal.Signals(Stop.signal).name
         print(f"{name}: the state is saved; the same command with --resume goes on", file=sys.stderr)
         return 128 + Stop.signal
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def answer(stage: str, given: dict, words: list[str], parser: Parser) -> int:
+    """Runs a command and returns its exit status; what went wrong is printed in one line."""
+    try:
+        if stage in ("list", "report"):
+            print((list_benchmarks if stage == "list" else report)(**given).rstrip("\n"), flush=True)
+        else:
+            run_stage(stage, given, [Path(sys.argv[0]).name, *words], parser)
     except NumbersError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 3
@@ -1687,23 +1702,23 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError) as error:
-        folder = Stop.folder if isinstance(error, OSError) else None
-        kept = f"; {folder} keeps its last checkpoint, from which --resume goes on" if folder else ""
-        print(f"train.py: error: {first_line(error)}{kept}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        text, kept = first_line(error), ""
+        if isinstance(error, RuntimeError):
+            if "allocate memory" in text:
+                text = "this needs more memory than there is; use smaller settings"
+            elif "DataLoader" in text:  # torch raises it at any place
+                text = f"a process that reads images was lost ({text}); out of memory? Fewer --workers need less"
+            elif dist.is_initialized():
+                rank = rank_and_world()[0]
+                print(f"train.py: rank {rank} lost the others ({text}); --resume goes on", file=sys.stderr)
+                return 1
+            else:
+                raise
+        if Stop.folder and not isinstance(error, ValueError):
+            kept = f"; {Stop.folder} keeps its last checkpoint, from which --resume goes on"
+        print(f"train.py: error: {text}{kept}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if "allocate memory" in str(error):
-            print("train.py: error: this needs more memory than there is; use smaller settings", file=sys.stderr)
-            return 2
-        if not dist.is_initialized():
-            raise
-        rank = rank_and_world()[0]
-        print(f"train.py: rank {rank} lost the others ({first_line(error)}); --resume goes on", file=sys.stderr)
-        return 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     return 0
 
 
