@@ -322,6 +322,8 @@ class Stream:
     def __init__(self, images: Images, index: Tensor, config: dict, role: str, device, statistics, augment: bool):
         self.index, self.config, self.role, self.device, self.augment = index, config, role, device, augment
         self.rank, self.world = rank_and_world()
+        if augment and len(index) // self.world < 2:
+            raise ValueError(f"{len(index)} images are too few for {self.world} processes, which need two each")
         self.labels = images.labels.to(device)
         self.mean, self.std = (torch.tensor(row, device=device).view(3, 1, 1) for row in statistics)
         self.loader, self.plan, self.order = None, [], (None, None)
@@ -344,10 +346,13 @@ class Stream:
         )  # fmt: skip
 
     def __len__(self) -> int:
-        """Batches in an epoch, the last one smaller; in training a single image left over is none (batch norm)."""
+        """Batches in an epoch, the last one smaller; a single image left over, which batch norm cannot take, is none in
+        training and joins the batch before in evaluation."""
+        batch = self.config["batch_size"]
         if not self.augment:
-            return math.ceil(len(self.index[self.rank :: self.world]) / self.config["batch_size"])
-        count, batch = len(self.index) // self.world, self.config["batch_size"]
+            count = len(self.index[self.rank :: self.world])
+            return math.ceil(count / batch) - (count % batch == 1 < count)
+        count = len(self.index) // self.world
         return max(1, count // batch + (count % batch > 1))
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None):
@@ -376,7 +381,8 @@ class Stream:
             if self.augment:
                 order = order[: len(order) // self.world * self.world]  # equal shares
             self.order = (epoch, turn), self.index[order[self.rank :: self.world]]
-        return self.order[1][batch * self.config["batch_size"] :][: self.config["batch_size"]]
+        joined = not self.augment and batch == len(self) - 1
+        return self.order[1][batch * self.config["batch_size"] :][: self.config["batch_size"] + joined]
 
     def _finish(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         count, size = len(pixels), pixels.shape[1]

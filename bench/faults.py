@@ -489,7 +489,9 @@ def main() -> int:
     kills = ["SIGKILL", "SIGKILL inside a write", "SIGTERM", "SIGINT", "SIGKILL", "SIGKILL inside a write"]
     faults = ["disk full", "folder read-only", "last.pt broken", "both checkpoints broken", "loss not a number"]
     faults += ["checkpoint of another space", "checkpoint of another version"]
-    names = options.stage or (["search, images read by a worker", "retrain"] if options.quick else list(STAGES))
+    names = options.stage or (
+        ["search, images read by a worker", "retrain, two processes"] if options.quick else list(STAGES)
+    )
     rows, wrong, total, finished, slowest = [], [], Counter(), 0, Counter()
     for name in names:
         words, ranks = STAGES[name]
@@ -501,6 +503,7 @@ def main() -> int:
         each += ["SIGTERM to all", "SIGKILL of one process", "SIGKILL of one process"] if ranks > 1 else []
         rounds = options.rounds or (1 if options.quick else 9)
         for _ in range(rounds):
+            each = list(dict.fromkeys(each)) if options.quick else each
             dice.shuffle(each)
             for start in range(0, len(each), 8):
                 case.round(each[start : start + 8])

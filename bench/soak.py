@@ -65,10 +65,10 @@ def slope(times: list[float], values: list[float]) -> float:
 def main() -> int:
     options = arguments(
         __doc__,
-        minutes=dict(type=float, help="how long (30; 0.15 with --quick)"),
+        minutes=dict(type=float, help="how long (30; 0.1 with --quick)"),
         workers=dict(type=int, default=0, help="processes that read the images; 0: they are in memory"),
     )
-    minutes = options.minutes or (0.15 if options.quick else 30.0)
+    minutes = options.minutes or (0.1 if options.quick else 30.0)
     every, folder = minutes * 60 / 300, Path(tempfile.mkdtemp())
     make_images(folder / "data")
     words = f"search --dataset folder --data {folder / 'data'} --image-size 8 --cells 1 --channels 2 --batch-size 4"
