@@ -1682,10 +1682,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return answer(stage, given, words, parser)
     except Interrupted:
-        name = signal.Signals(Stop.signal).name
-        print(f"{name}: the state is saved; the same command with --resume goes on", file=sys.stderr)
+        saved = "the state is saved; the same command with --resume goes on"
+        then = saved if stage in ("search", "retrain") else "stopped"
+        print(f"{signal.Signals(Stop.signal).name}: {then}", file=sys.stderr)
         return 128 + Stop.signal
     finally:
+        Stop.signal = None
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
