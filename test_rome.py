@@ -1841,6 +1841,39 @@ def test_trained_network_loads_to_the_same_accuracy(folder, searched):
     assert accuracy == state["rows"][-1]["accuracy_test"]
 
 
+@pytest.mark.parametrize("stage", ["search", "retrain"])
+def test_help_says_the_defaults_in_groups_that_fit_a_screen(stage, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert train.main([stage, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(len(group.splitlines()) for group in text.split("\n\n")) <= 24
+    assert max(map(len, text.splitlines())) <= 80
+    usual = train.protocol(train.SEARCH if stage == "search" else train.RETRAIN, "darts", "cifar10")
+    for name, (stages, default, _) in train.FLAGS.items():
+        shown = re.search(rf"^  --{name.replace('_', '-')}\b.*\n?(?:    .*\n)*", text, re.MULTILINE)
+        assert (shown is not None) == (stage[0] in stages)
+        if shown and (name in usual or default not in (None, False)):
+            assert f"[{usual[name]}]" in shown[0] if name in usual else f"{default})" in shown[0].replace("\n", "")
+
+
+def test_progress_is_a_line_with_time_left_on_a_terminal_and_a_line_per_epoch_elsewhere(
+    folder, tmp_path, capsys, monkeypatch
+):
+    """And --quiet prints nothing."""
+    texts = {}
+    for name, terminal, more in (("piped", False, ""), ("terminal", True, ""), ("quiet", True, "--quiet")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        more += " --retrain --retrain-epochs 1 --retrain-cells 1 --retrain-channels 2"
+        assert train.main(flags(folder, tmp_path / name, *more.split())) == 0
+        texts[name] = capsys.readouterr()
+    assert texts["quiet"] == ("", "")
+    assert "\r" not in texts["piped"].out and "\033" not in texts["piped"].out
+    assert len(re.findall(r"^epoch \d/\d: .* left$", texts["piped"].out, re.MULTILINE)) == 3
+    assert re.search(r"\r\033\[Kepoch 1/2, step 2/3, \d+ s left", texts["terminal"].out)
+    without = re.sub(r"\r\033\[K(epoch \d/\d, step \d/\d, \d+ s left)?", "", texts["terminal"].out)
+    assert without.count("\n") == texts["piped"].out.count("\n")  # every progress line was wiped
+
+
 @pytest.mark.parametrize("space", list(rome.SPACES))
 def test_every_space_searches_derives_and_retrains(space, folder, tmp_path):
     more = ["--space", space, "--retrain", "--retrain-epochs", 1, "--retrain-channels", 2, "--epochs", 1]
@@ -2284,6 +2317,33 @@ def test_a_broken_run_is_one_line(tmp_path, name, content):
     with pytest.raises(ValueError, match="run holds no readable run: ") as error:
         train.report([str(folder)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_plot_draws_the_curves_and_cells_of_runs(searched, tmp_path, suffix, capsys):
+    pytest.importorskip("matplotlib", reason="curves need matplotlib")
+    gdas = fake_run(tmp_path / "gdas", space="s2", method="gdas")
+    out = tmp_path / f"curves{suffix}"
+    assert train.main(["plot", str(searched), gdas, "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert (tmp_path / "gdas" / "cells.svg").read_text().count("sep_conv_3x3") == 5  # of DARTS_V2
+    if suffix == ".png":
+        assert out.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert ElementTree.parse(out).getroot().tag.endswith("svg")
+        for text in ("search: parameter-free ops", "retrain: accuracy, %", "entropy_beta_normal", gdas, str(searched)):
+            assert f"<!-- {text} -->" in out.read_text()  # matplotlib notes every text
+
+
+def test_plot_says_what_it_lacks(searched, tmp_path, monkeypatch, capsys):
+    fake = fake_run(tmp_path / "run")
+    assert "ends in .svg or .png" in one_line_error(capsys, ["plot", fake, "--out", "curves.txt"])
+    assert "holds no readable run" in one_line_error(capsys, ["plot", tmp_path])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install matplotlib" in one_line_error(capsys, ["plot", fake])
+    assert (tmp_path / "run" / "cells.svg").exists()  # needs nothing
+    (tmp_path / "run" / "metrics.csv").unlink()
+    assert "no epoch has ended" in one_line_error(capsys, ["plot", fake])
 
 
 def test_table_accepts_either_key_and_ranks(tmp_path):

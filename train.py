@@ -4,6 +4,7 @@
     python train.py retrain --genotype GDAS_V1 --dataset cifar10
     python train.py list
     python train.py report runs/*
+    python train.py plot runs/*
 
 Every random draw is keyed by its place (seed, epoch, step, role, rank, sample), so a resumed run goes on exactly where
 the interrupted one would have gone, and the number of workers changes nothing.
@@ -16,6 +17,7 @@ import functools
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -987,6 +989,7 @@ def retrain(config: dict, command: list[str]) -> float:
     dtype = precision(config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parts, totals = dict(network=network, sgd=sgd, scaler=scaler), torch.zeros(4, device=device)
+    about = dict(classes=train.classes, statistics=statistics)  # what a user of the network needs
     parameters, operations = size_of(network, config["image_size"])
     run.start(command)
     run.write_genotype(genotype, space=config["space"])
@@ -1027,14 +1030,14 @@ def retrain(config: dict, command: list[str]) -> float:
             where = f"epoch {epoch + 1}/{epochs}, step {step + 1}/{steps}"
             totals += finite(numbers, scaler.is_enabled(), where)
             if clock.step(len(images), where):
-                run.save(parts, epoch, step + 1, totals, rows, classes=train.classes)
+                run.save(parts, epoch, step + 1, totals, rows, **about)
                 if Stop.agreed:
                     raise Interrupted
 
         network.eval()
         for buffer in network.buffers() if dist.is_initialized() else ():
             dist.broadcast(buffer, 0)  # each rank has running statistics of its own images; the checkpoint has rank 0's
-        save = functools.partial(run.save, parts, epoch, steps, totals, rows, classes=train.classes)
+        save = functools.partial(run.save, parts, epoch, steps, totals, rows, **about)
         loss_test, accuracy_test = evaluate(lambda images: network(images)[0], test_data, save)
         loss_train, accuracy_train, norm, skipped = (totals / steps).tolist()
         row = dict(epoch=epoch + 1, lr=lr, drop_path=drop_path, loss_train=loss_train, loss_test=loss_test)
@@ -1043,7 +1046,7 @@ def retrain(config: dict, command: list[str]) -> float:
         rows.append(row)
         first_step = 0
         run.write_metrics(rows)
-        run.save(parts, epoch + 1, 0, totals.zero_(), rows, classes=train.classes)
+        run.save(parts, epoch + 1, 0, totals.zero_(), rows, **about)
         run.log(
             f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, training accuracy {100 * accuracy_train:.1f}%, test "
             f"accuracy {accuracy_test:.2f}%, {skipped_steps(skipped, steps)}{row['images_per_second']:.0f} images/s, "
@@ -1233,13 +1236,28 @@ def read_part(folder: Path) -> dict:
     return dict(stage=text["stage"], config=config, rows=rows, state=state, sizes=sizes[-1])
 
 
+@contextlib.contextmanager
+def reading(folder: Path):
+    """Turns whatever a broken run's folder leads to into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+        raise ValueError(f"{folder} holds no readable run: {first_line(error)}") from None
+
+
+def read_parts(folder: Path) -> list[dict]:
+    """The stages of a run: the search, the retrain, or both. ValueError if there is none."""
+    parts = [read_part(place) for place in (folder, folder / "retrain") if (place / "config.json").exists()]
+    if [part["stage"] for part in parts] not in (["search"], ["retrain"], ["search", "retrain"]):
+        raise ValueError("no config.json of a search or a retrain")
+    return parts
+
+
 def read_run(folder: Path) -> dict:
     """A run: its row of the report; error and Num, once final; what it is compared with. ValueError if broken."""
-    try:
-        parts = [read_part(place) for place in (folder, folder / "retrain") if (place / "config.json").exists()]
+    with reading(folder):
+        parts = read_parts(folder)
         stages = {part["stage"]: part["config"] for part in parts}
-        if list(stages) not in (["search"], ["retrain"], ["search", "retrain"]):
-            raise ValueError("no config.json of a search or a retrain")
         config, rows, end = parts[0]["config"], parts[0]["rows"], parts[-1]
         final = {part["stage"] for part in parts if part["state"] == "finished"}
         row = {"run": folder} | {name: config.get(name, "") for name in ("space", "dataset", "method", "seed")}
@@ -1265,8 +1283,6 @@ def read_run(folder: Path) -> dict:
         key = json.dumps([*map(settings_of, stages.values()), "search" in stages or row["cell"]])
         paper, free = compare(stages), row["Num"] if "search" in final else None
         return dict(row=row, key=key, error=error, Num=free, paper=paper)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise ValueError(f"{folder} holds no readable run: {first_line(error)}") from None
 
 
 def group_row(runs: list[dict]) -> dict:
@@ -1301,6 +1317,71 @@ def report(folders: list[str], style: str = "text") -> str:
         text += "\n" + tabulate([{name: row[name] for name in row if name != below} for row in rows], style) + "\n"
         text += "".join(f"{row['#']}. {row[below]}\n" for row in rows if row[below])
     return text
+
+
+# A panel of `plot` for each title: the columns of metrics.csv that share it.
+CURVES = {
+    "loss": "loss_theta loss_alpha supernet_loss loss_train loss_test",
+    "accuracy, %": "supernet_accuracy table_test accuracy_train accuracy_test",
+    "parameter-free ops": "parameter_free_normal parameter_free_reduce parameter_free_cell",
+    "entropy of alpha, nats": "entropy_alpha_normal entropy_alpha_reduce entropy_alpha_cell",
+    "entropy of beta, nats": "entropy_beta_normal entropy_beta_reduce entropy_beta_cell",
+    "gradient norm": "gradient_norm gradient_norm_alpha",
+    "share of clipped steps": "clipped",
+    "images/s": "images_per_second",
+}
+
+
+def plot(folders: list[str], out: str | None = None) -> str:
+    """Draws cells.svg of every run, as its last epoch has it, and the curves of all runs into one picture.
+
+    out: an .svg or .png file; by default curves.svg in the folder of the first run.
+    """
+    out, runs, written = Path(out or Path(folders[0]) / "curves.svg"), {}, []
+    if out.suffix.lower() not in (".svg", ".png"):
+        raise ValueError(f"{out}: the name of a picture ends in .svg or .png")
+    names = ["epoch", *" ".join(CURVES.values()).split()]
+    for folder in dict.fromkeys(map(Path, folders)):
+        with reading(folder):
+            parts = read_parts(folder)
+            runs[folder] = {
+                part["stage"]: [{name: float(row[name]) for name in names if row.get(name)} for row in part["rows"]]
+                for part in parts
+            }
+            cell = parts[0]["config"].get("genotype") or (parts[0]["rows"] or [{}])[-1].get("genotype")
+        if cell:
+            genotypes.draw(genotypes.load(cell), folder / "cells.svg")
+            written.append(str(folder / "cells.svg"))
+    panels = {}  # title -> column -> run -> points
+    for stage, (title, columns) in itertools.product(("search", "retrain"), CURVES.items()):
+        for name, (folder, stages) in itertools.product(columns.split(), runs.items()):
+            if points := [(row["epoch"], row[name]) for row in stages.get(stage, ()) if name in row]:
+                panels.setdefault(f"{stage}: {title}", {}).setdefault(name, {})[folder] = points
+    if not panels:
+        raise ValueError(f"{', '.join(folders)}: no epoch has ended yet")
+    try:
+        from matplotlib import cm, figure
+    except ImportError:
+        raise ValueError("curves need matplotlib: pip install matplotlib; cells.svg is drawn without it") from None
+    rows = math.ceil(len(panels) / 3)
+    canvas = figure.Figure((13, 3 * rows + 0.25 * len(runs)), layout="constrained", facecolor="white")
+    colours = {folder: cm.tab10(number % 10) for number, folder in enumerate(runs)}
+    for axes in canvas.subplots(rows, 3, squeeze=False).flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, columns) in zip(canvas.axes, panels.items()):
+        axes.set(title=title, xlabel="epoch")
+        axes.locator_params("x", integer=True)
+        for style, (name, found) in zip(("-", "--", ":", "-."), columns.items()):
+            for folder, points in found.items():
+                axes.plot(*zip(*points), style, color=colours[folder], marker=".")
+            axes.plot([], [], style, color="black", label=name)
+        axes.legend(fontsize="small")
+    handles = [canvas.axes[0].plot([], [], color=colour)[0] for colour in colours.values()]
+    canvas.legend(handles, map(str, runs), loc="outside lower center")
+    picture = io.BytesIO()
+    canvas.savefig(picture, format=out.suffix[1:].lower())
+    genotypes.write(out, picture.getvalue())
+    return "drawn: " + ", ".join([*written, str(out)])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1408,59 +1489,65 @@ SWITCH = dict(action="store_true")
 FLAGS = {
     "space": ("sr", "darts", dict(choices=list(rome.SPACES), help="search space; in retrain: its protocol")),
     "genotype": ("r", None, dict(metavar="NAME|FILE|TEXT", help="published name, JSON file, or printed genotype")),
-    "dataset": ("sr", "cifar10", dict(choices=DATASETS, help="images; folder: DIR/train|test/CLASS/*")),
+    "dataset": ("sr", "cifar10", dict(choices=DATASETS, help="images; folder: DIR/{train,test}/CLASS/*")),
     "data": ("sr", "data", dict(metavar="DIR", help="where the images are, or are downloaded to")),
     "method": ("s", "rome-v2", dict(choices=list(METHODS), help="gdas: no topology sampling, one sample")),
     "samples": ("s", None, dict(type=whole(), metavar="K", help="sub-networks accumulated per step")),
-    "samples_alpha": ("s", None, dict(type=whole(), metavar="K", help="K of the architecture step alone")),
-    "samples_theta": ("s", None, dict(type=whole(), metavar="K", help="K of the weight step alone")),
-    "epochs": ("sr", None, dict(type=whole(), help="epochs")),
+    "samples_alpha": ("s", None, dict(type=whole(), metavar="K", help="K of the architecture step alone (default: K)")),
+    "samples_theta": ("s", None, dict(type=whole(), metavar="K", help="K of the weight step alone (default: K)")),
+    "epochs": ("sr", None, dict(type=whole(), metavar="N", help="epochs")),
     "equal_passes": ("s", False, dict(SWITCH, help="epochs such that K * epochs is the protocol's (Table 5)")),
-    "batch_size": ("sr", None, dict(type=whole(2), help="images per batch (per process)")),
-    "channels": ("sr", None, dict(type=whole(2), help="initial channels")),
-    "cells": ("sr", None, dict(type=whole(), help="cells (nb201: per stage)")),
+    "batch_size": ("sr", None, dict(type=whole(2), metavar="N", help="images per batch (per process)")),
+    "channels": ("sr", None, dict(type=whole(2), metavar="N", help="initial channels")),
+    "cells": ("sr", None, dict(type=whole(), metavar="N", help="cells (nb201: per stage)")),
     "steps_per_epoch": ("sr", None, dict(type=whole(), metavar="N", help="steps in an epoch, instead of all images")),
-    "image_size": ("sr", None, dict(type=whole(), metavar="PIXELS", help="of folder and shapes")),
-    "stem": ("sr", None, dict(choices=("small", "imagenet"), help="stem: stride 1 or 8")),
-    "lr": ("sr", None, dict(type=real(least_excluded=True), help="initial learning rate of the weights")),
-    "lr_min": ("sr", None, dict(type=real(), help="last learning rate of the cosine")),
+    "image_size": ("sr", None, dict(type=whole(), metavar="PIXELS", help="of folder and shapes (default: 32 or 224)")),
+    "stem": ("sr", None, dict(choices=("small", "imagenet"), help="stride 1 or 8 (default by data set)")),
+    "lr": ("sr", None, dict(type=real(least_excluded=True), metavar="RATE", help="initial learning rate")),
+    "lr_min": ("sr", None, dict(type=real(), metavar="RATE", help="last learning rate of the cosine")),
     "schedule": ("r", None, dict(choices=("cosine", "linear"), help="learning rate schedule")),
     "lr_warmup": ("r", None, dict(type=whole(0), metavar="EPOCHS", help="linear warm-up of the learning rate")),
-    "momentum": ("sr", None, dict(type=real(0, 1), help="of SGD")),
+    "momentum": ("sr", None, dict(type=real(0, 1), metavar="X", help="of SGD")),
     "nesterov": ("r", None, dict(action=argparse.BooleanOptionalAction, help="Nesterov momentum")),
-    "weight_decay": ("sr", None, dict(type=real(), help="of the weights")),
-    "clip": ("sr", None, dict(type=real(), help="bound on the gradient's norm; 0: none")),
-    "alpha_lr": ("s", None, dict(type=real(least_excluded=True), help="Adam's rate for alpha and beta")),
-    "alpha_weight_decay": ("s", None, dict(type=real(), help="of alpha and beta")),
-    "alpha_clip": ("s", None, dict(type=real(), help="bound on the norm of their gradient; 0: none")),
-    "alpha_reduction": ("s", "mean", dict(choices=("mean", "sum"), help="over the K gradients, Eq. 11")),
+    "weight_decay": ("sr", None, dict(type=real(), metavar="X", help="of the weights")),
+    "clip": ("sr", None, dict(type=real(), metavar="NORM", help="bound on the gradient's norm; 0: none")),
     "theta_reduction": ("s", "sum", dict(choices=("sum", "mean"), help="over the K gradients, Eq. 12")),
-    "tau_max": ("s", None, dict(type=real(least_excluded=True), help="temperature of the first epoch")),
-    "tau_min": ("s", None, dict(type=real(least_excluded=True), help="temperature of the last epoch")),
+    "alpha_lr": ("s", None, dict(type=real(least_excluded=True), metavar="RATE", help="Adam's learning rate")),
+    "alpha_weight_decay": ("s", None, dict(type=real(), metavar="X", help="of alpha and beta")),
+    "alpha_clip": ("s", None, dict(type=real(), metavar="NORM", help="bound on the gradient's norm; 0: none")),
+    "alpha_reduction": ("s", "mean", dict(choices=("mean", "sum"), help="over the K gradients, Eq. 11")),
+    "tau_max": ("s", None, dict(type=real(least_excluded=True), metavar="TAU", help="temperature of the first epoch")),
+    "tau_min": ("s", None, dict(type=real(least_excluded=True), metavar="TAU", help="temperature of the last epoch")),
     "warmup": ("s", None, dict(type=whole(0), metavar="EPOCHS", help="epochs before alpha and beta move")),
-    "fraction": ("s", None, dict(type=real(0, 0.5, True), help="of every class, for each of the two halves")),
+    "fraction": ("s", None, dict(type=real(0, 0.5, True), metavar="X", help="of every class, for each of two halves")),
     "derive": ("s", "joint", dict(choices=("joint", "sequential", "exact"), help="argmax of Eq. 9; or beta first")),
     "one_shot_ops": ("s", "paper", dict(choices=("paper", "table"), help="op set of the 1shot1 spaces")),
     "table": ("s", None, dict(metavar="FILE", help="CSV of NAS-Bench-201: log the derived cell's true accuracy")),
     "cutout": ("sr", None, dict(type=whole(0), metavar="PIXELS", help="side of the erased square; 0: none")),
-    "drop_path": ("r", None, dict(type=real(0, 0.99), help="drop path rate of the last epoch")),
+    "drop_path": ("r", None, dict(type=real(0, 0.99), metavar="RATE", help="drop path rate of the last epoch")),
     "auxiliary": ("r", None, dict(type=real(), metavar="WEIGHT", help="of the auxiliary loss; 0: no such head")),
-    "label_smoothing": ("r", None, dict(type=real(0, 1), help="label smoothing")),
-    "seed": ("sr", 0, dict(type=whole(0), help="of everything random")),
-    "device": ("sr", "auto", dict(choices=("auto", "cpu", "cuda", "mps"), help="device")),
+    "label_smoothing": ("r", None, dict(type=real(0, 1), metavar="X", help="label smoothing")),
+    "seed": ("sr", 0, dict(type=whole(0), metavar="N", help="of everything random")),
+    "device": ("sr", "auto", dict(choices=("auto", "cpu", "cuda", "mps"), help="where to compute")),
     "amp": ("sr", False, dict(SWITCH, help="mixed precision: bfloat16, or float16 with loss scaling")),
     "recompute": ("s", False, dict(SWITCH, help="recompute cells in the backward pass: least memory")),
     "compile": ("r", False, dict(SWITCH, help="torch.compile the network")),
     "deterministic": ("sr", False, dict(SWITCH, help="deterministic kernels")),
-    "workers": ("sr", 2, dict(type=whole(0), help="processes that read images which memory does not hold")),
-    "cache_gib": ("sr", 4.0, dict(type=real(), help="keep the images in memory up to this size")),
-    "save_minutes": ("sr", 10.0, dict(type=real(), help="minutes between checkpoints within an epoch")),
-    "out": ("sr", None, dict(metavar="DIR", help="the run's folder")),
+    "workers": ("sr", 2, dict(type=whole(0), metavar="N", help="processes that read images")),
+    "cache_gib": ("sr", 4.0, dict(type=real(), metavar="GIB", help="images are kept in memory up to this size")),
+    "save_minutes": ("sr", 10.0, dict(type=real(), metavar="N", help="minutes between checkpoints")),
+    "out": ("sr", None, dict(metavar="DIR", help="where it writes (default: a folder in runs/)")),
     "resume": ("sr", False, dict(SWITCH, help="go on from the folder's last checkpoint")),
     "quick": ("sr", False, dict(SWITCH, help="small numbers, about three minutes; shapes if no --dataset")),
     "quiet": ("sr", False, dict(SWITCH, help="print nothing but errors")),
     "config": ("sr", None, dict(metavar="FILE", help="settings of a config.json; flags override them")),
-    "retrain": ("s", False, dict(SWITCH, help="then retrain the cell; --retrain-epochs etc. set how")),
+    "retrain": ("s", False, dict(SWITCH, help="then retrain the cell; --retrain-epochs etc.: see retrain --help")),
+}  # fmt: skip
+# Titles of --help, over the flag that begins the group.
+GROUPS = {
+    "space": "what to search or train, on what", "samples": "sizes", "lr": "weights (SGD)",
+    "alpha_lr": "alpha and beta (Adam), temperature, derivation", "cutout": "regularisation",
+    "seed": "how to run", "out": "the run's folder",
 }  # fmt: skip
 # Settings of the retrain that `search --retrain` takes as --retrain-NAME; the others it shares with the search.
 RETRAIN_FLAGS = (*RETRAIN["default"], "steps_per_epoch", "compile")
@@ -1475,14 +1562,27 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     parser = Parser("train.py", description="Search and retrain with ROME.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{search,retrain,list,report}")
-    for stage, text in (("search", "search a cell"), ("retrain", "train the network of a cell from scratch")):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{search,retrain,list,report,plot}")
+    for stage, text in (("search", "Search a cell."), ("retrain", "Train the network of a cell from scratch.")):
+        usual = protocol(SEARCH if stage == "search" else RETRAIN, "darts", "cifar10")
+        text += " [N] is the default of darts on cifar10; other spaces and data sets may have another: `train.py list`."
         sub = commands.add_parser(
-            stage, help=text, description=text, allow_abbrev=False, argument_default=argparse.SUPPRESS
-        )
-        for name, (stages, _, arguments) in FLAGS.items():
+            stage, help=text.split(".")[0].lower(), description=text, usage="%(prog)s [flags]", allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=28),
+        )  # fmt: skip
+        group = sub
+        for name, (stages, default, arguments) in FLAGS.items():
+            group = sub.add_argument_group(GROUPS[name]) if name in GROUPS else group
             if stage[0] in stages:
-                sub.add_argument("--" + name.replace("_", "-"), **arguments)
+                known = (
+                    f" [{usual[name]}]"
+                    if name in usual
+                    else ""
+                    if default in (None, False)
+                    else f" (default {default})"
+                )
+                group.add_argument("--" + name.replace("_", "-"), **arguments | dict(help=arguments["help"] + known))
         for name in RETRAIN_FLAGS if stage == "search" else ():
             sub.add_argument("--retrain-" + name.replace("_", "-"), **dict(FLAGS[name][2], help=argparse.SUPPRESS))
     sub = commands.add_parser("list", help="every benchmark: flags, settings, the paper's numbers", allow_abbrev=False)
@@ -1491,6 +1591,9 @@ def make_parser() -> Parser:
     sub = commands.add_parser("report", help="what runs found, beside the paper's numbers", allow_abbrev=False)
     sub.add_argument("folders", nargs="+", metavar="RUN", help="folder of a search or a retrain")
     sub.add_argument("--format", choices=("text", "markdown", "csv"), default="text", dest="style")
+    sub = commands.add_parser("plot", help="draw the curves and cells of runs", allow_abbrev=False)
+    sub.add_argument("folders", nargs="+", metavar="RUN", help="folder of a search or a retrain")
+    sub.add_argument("--out", metavar="FILE", help=".svg or .png; default: curves.svg in the first RUN")
     return parser
 
 
@@ -1695,8 +1798,8 @@ def main(argv: list[str] | None = None) -> int:
 def answer(stage: str, given: dict, words: list[str], parser: Parser) -> int:
     """Runs a command and returns its exit status; what went wrong is printed in one line."""
     try:
-        if stage in ("list", "report"):
-            print((list_benchmarks if stage == "list" else report)(**given).rstrip("\n"), flush=True)
+        if stage in ("list", "report", "plot"):
+            print(dict(list=list_benchmarks, report=report, plot=plot)[stage](**given).rstrip("\n"), flush=True)
         else:
             run_stage(stage, given, [Path(sys.argv[0]).name, *words], parser)
     except NumbersError as error:
