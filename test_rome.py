@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -2144,6 +2145,51 @@ def test_readme_names_functions_that_exist():
         target = rome
         for part in name.split("."):
             target = getattr(target, part)
+
+
+EXAMPLES = (HERE / "docs" / "examples.md").read_text(encoding="utf-8")
+SCRIPTS = {name: code for code, name in re.findall(r"```python\n(# (\w+\.py)\n.+?)```", EXAMPLES, re.DOTALL)}
+
+
+def test_example_searches_own_images_and_exports_the_network(folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = re.findall(r"```sh\n(.+?)```", EXAMPLES, re.DOTALL)
+    for words in map(shlex.split, commands.replace("--image-size 32", "--image-size 16").splitlines()):
+        assert words.pop(0) == "python" and words.pop(0) == "train.py"
+        small = "--channels 2 --cells 2 --epochs 1 --batch-size 6 --samples 1 --quiet"
+        small += " --retrain-channels 2 --retrain-cells 2 --retrain-epochs 6 --retrain-batch-size 6"
+        if words[0] == "plot":
+            pytest.importorskip("matplotlib", reason="curves need matplotlib")
+        assert train.main(words + small.split() * (words[0] == "search")) == 0
+    photo = tmp_path / "photo.png"
+    with Image.open("photos/test/class1/0.png") as image:
+        image.resize((40, 24)).save(photo)
+    monkeypatch.setattr(sys, "argv", ["predict.py", photo.name])
+    for name in ("export.py", "predict.py"):
+        Path(name).write_text(SCRIPTS[name])
+        capsys.readouterr()
+        runpy.run_path(name)
+    assert not re.search(r"^(import|from) (train|rome|genotypes)", SCRIPTS["predict.py"], re.MULTILINE)
+    network, classes = train.load_network("runs/photos/retrain/last.pt")
+    config = train.resolve("search", dict(dataset="folder", data="photos", image_size=16))
+    statistics = train.statistics_of(train.load_data(config, "train"), "folder")
+    mean, std = (torch.tensor(row).view(3, 1, 1) for row in statistics)
+    image = ((train.read_image(photo, 16).permute(2, 0, 1) / 255 - mean) / std)[None]
+    probabilities = network(image)[0].softmax(1)[0]
+    name, probability = capsys.readouterr().out.split()
+    assert name == classes[probabilities.argmax()]
+    assert float(probability) == pytest.approx(probabilities.max().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["own.py", "space.py"])
+def test_example_runs_with_rome_alone(name, tmp_path):
+    (tmp_path / name).write_text(SCRIPTS[name])
+    done = run_alone(tmp_path, name)
+    assert (done.returncode, done.stderr) == (0, "")
+    if name == "own.py":
+        losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", done.stdout)]
+        assert losses[-1] < losses[0] / 2 and "grouped_conv_3x3" in done.stdout
 
 
 @pytest.fixture(scope="session")
