@@ -1389,13 +1389,13 @@ HOSTILE_TEXTS = {
 
 
 def assert_refused(source):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError) as caught:
         genotypes.load(source)
     message = str(caught.value)
     assert type(caught.value) is ValueError
     assert message.isprintable() and 10 < len(message) < 400, message  # isprintable: no line break
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("name", HOSTILE_TEXTS)
