@@ -116,6 +116,41 @@ SPACES = {
     "nb201": Space("nb201", (1, 2, 3), (1, 2, 2), {"cell": _NB201}),
 }
 
+
+def _to_genotype(family: str, nodes: dict):
+    """From cell type -> [(inputs, ops) per node] to the family's genotype."""
+    if family == "darts":
+        pairs = {kind: [pair for node in cell for pair in zip(node[1], node[0])] for kind, cell in nodes.items()}
+        concat = list(range(2, 2 + len(nodes["normal"])))
+        return Genotype(pairs["normal"], concat, pairs["reduce"], list(concat))
+    if family == "1shot1":
+        return OneShotGenotype(
+            tuple(ops[0] for _, ops in nodes["cell"] if ops), tuple(tuple(inputs) for inputs, _ in nodes["cell"])
+        )
+    edges = [{i: op for i, op in zip(*node)} for node in nodes["cell"]]
+    texts = ["".join(f"{edge.get(i, 'none')}~{i}|" for i in range(n + 1)) for n, edge in enumerate(edges)]
+    return "+".join("|" + text for text in texts)
+
+
+def _from_genotype(genotype) -> dict:
+    """The inverse of _to_genotype; inputs ascend within a node, and nb201's `none` edges are left out."""
+    if isinstance(genotype, Genotype):
+        cells = {"normal": genotype.normal, "reduce": genotype.reduce}
+        nodes = {
+            kind: [sorted((i, op) for op, i in cell[j : j + 2]) for j in range(0, len(cell), 2)]
+            for kind, cell in cells.items()
+        }
+        return {kind: [([i for i, _ in node], [op for _, op in node]) for node in cell] for kind, cell in nodes.items()}
+    if isinstance(genotype, OneShotGenotype):
+        ops = [[op] for op in genotype.ops] + [[]]
+        return {"cell": [(sorted(inputs), op) for inputs, op in zip(genotype.inputs, ops, strict=True)]}
+    if isinstance(genotype, str) and genotype.count("~") == 6 and genotype.count("+") == 2:
+        cell = [[text.rsplit("~", 1) for text in node.strip("|").split("|")] for node in genotype.split("+")]
+        kept = [[(int(i), op) for op, i in node if op != "none"] for node in cell]
+        return {"cell": [([i for i, _ in node], [op for _, op in node]) for node in kept]}
+    raise ValueError(f"{genotype!r} is no genotype; genotypes.load reads one from a name, a file or text")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Primitives. A primitive is a module called as op(x, gate). `gate`, (C,) equal numbers or None, scales the output; the
 # last batch norm applies it as its scale, where it costs neither memory nor time. `rectified` ops want relu(x), which a
@@ -388,19 +423,22 @@ def _per_channel(gates: Tensor | None, channels: int):
 class Cell(nn.Module):
     """A DARTS or NAS-Bench-201 cell: every node is the sum of the picked ops on its picked inputs.
 
-    edges: a row of op names for every edge. channels_in: channels of the cell's inputs, which a 1x1 convolution brings
-    to `channels` (a FactorizedReduce where the cell before the last one reduced); empty: the input is used as it is.
+    edges: (source, row of op names) of every edge; in a reduction cell those from its two inputs have stride 2.
+    channels_in: channels of the cell's inputs, which a 1x1 convolution brings to `channels` (a FactorizedReduce where
+    the cell before the last one reduced); empty: the input is used as it is.
     """
 
-    def __init__(self, primitives, edges, strides, channels, concat, affine, channels_in=(), previous_reduced=False):
+    def __init__(
+        self, primitives, edges, channels, concat, affine, reduction=False, channels_in=(), previous_reduced=False
+    ):
         super().__init__()
         self.channels, self.concat = channels, concat
         self.preprocess = nn.ModuleList(ConvNorm(c, channels, 1, affine) for c in channels_in)
         if previous_reduced:
             self.preprocess[0] = FactorizedReduce(channels_in[0], channels, affine)
         self.edges = nn.ModuleList(
-            nn.ModuleList(primitives[name](channels, stride, affine) for name in row)
-            for row, stride in zip(edges, strides, strict=True)
+            nn.ModuleList(primitives[name](channels, 2 if reduction and source < 2 else 1, affine) for name in row)
+            for source, row in edges
         )
 
     def forward(self, s0: Tensor, s1: Tensor, picks, gates: Tensor | None = None, drop_path: Tensor | None = None):
@@ -474,12 +512,12 @@ class ResidualBlock(nn.Module):
 class Macro(nn.Module):
     """Stem, cells and classifier around cells of given edges: the part that supernet and derived network share.
 
-    edges: cell type -> rows of op names; concat: cell type -> output nodes; affine: as for Norm; stem_width: channels
+    edges: cell type -> as for the cell; concat: cell type -> output nodes; affine: as for Norm; stem_width: channels
     of DARTS's stem. Layouts: DARTS (reductions at a third and two thirds of the cells), NAS-Bench-201 (`cells` per
     stage), NAS-Bench-1Shot1 (three stacks).
     """
 
-    def __init__(self, family, edges, strides, concat, channels, cells, classes, affine, imagenet, stem_width):
+    def __init__(self, family, edges, concat, channels, cells, classes, affine, imagenet, stem_width):
         super().__init__()
         for name, value in dict(channels=channels, cells=cells, classes=classes).items():
             if not isinstance(value, int) or value < 1:
@@ -510,9 +548,8 @@ class Macro(nn.Module):
             for index in range(cells):
                 kind = "reduce" if index in (cells // 3, 2 * cells // 3) else "normal"
                 channels = 2 * channels if kind == "reduce" else channels
-                steps = [stride if kind == "reduce" else 1 for stride in strides[kind]]
-                arguments = edges[kind], steps, channels, concat[kind], affine, (previous, last), previous_reduced
-                self.cells.append(Cell(PRIMITIVES, *arguments))
+                arguments = edges[kind], channels, concat[kind], affine, kind == "reduce", (previous, last)
+                self.cells.append(Cell(PRIMITIVES, *arguments, previous_reduced))
                 self.types.append(kind)
                 previous_reduced = kind == "reduce"
                 previous, last = last, channels * len(concat[kind])
@@ -524,7 +561,7 @@ class Macro(nn.Module):
                     self.cells.append(ResidualBlock(channels, 2 * channels, affine))
                     channels *= 2
                 for _ in range(cells):
-                    self.cells.append(Cell(NB201_PRIMITIVES, edges["cell"], strides["cell"], channels, (3,), affine))
+                    self.cells.append(Cell(NB201_PRIMITIVES, edges["cell"], channels, (3,), affine))
             last = channels
             self.last_norm = norm(last)
         else:
@@ -591,15 +628,12 @@ class Supernet(Macro):
             raise ValueError(f"no topology {topology!r}; there are v2, v1, none")
         if topology == "none" and space.family == "1shot1":
             raise ValueError("a 1shot1 cell cannot be derived without topology parameters; use topology v2 or v1")
-        darts = space.family == "darts"
+        on_edges = space.family != "1shot1"  # where the ops are
         sources = [source for count in space.candidates for source in range(count)]
-        strides = {kind: [2 if darts and source < 2 else 1 for source in sources] for kind in space.ops}
+        edges = {kind: list(zip(sources, rows)) if on_edges else rows for kind, rows in space.ops.items()}
         concat = {kind: tuple(range(2, 2 + len(space.candidates))) for kind in space.ops}
-        super().__init__(
-            space.family, space.ops, strides, concat, channels, cells, classes, False, imagenet, 3 * channels
-        )
-        self.space, self.topology, self.recompute = space, topology, recompute
-        self.on_edges = space.family != "1shot1"  # where the ops are
+        super().__init__(space.family, edges, concat, channels, cells, classes, False, imagenet, 3 * channels)
+        self.space, self.topology, self.recompute, self.on_edges = space, topology, recompute, on_edges
         # Per node: how many inputs it may have, how many it keeps, and how many logits say which.
         keeps = space.candidates if topology == "none" else space.picks
         logits = math.comb if topology == "v1" else lambda n, k: n
@@ -782,40 +816,6 @@ class Supernet(Macro):
                 rows = [(row, op) for _, row, op in (node if self.on_edges else node[:1]) if row < len(ops)]
                 nodes[kind].append(([i for i, _, _ in node], [ops[row][op] for row, op in rows]))
         return _to_genotype(self.space.family, nodes)
-
-
-def _to_genotype(family: str, nodes: dict):
-    """From cell type -> [(inputs, ops) per node] to the family's genotype."""
-    if family == "darts":
-        pairs = {kind: [pair for node in cell for pair in zip(node[1], node[0])] for kind, cell in nodes.items()}
-        concat = list(range(2, 2 + len(nodes["normal"])))
-        return Genotype(pairs["normal"], concat, pairs["reduce"], list(concat))
-    if family == "1shot1":
-        return OneShotGenotype(
-            tuple(ops[0] for _, ops in nodes["cell"] if ops), tuple(tuple(inputs) for inputs, _ in nodes["cell"])
-        )
-    edges = [{i: op for i, op in zip(*node)} for node in nodes["cell"]]
-    texts = ["".join(f"{edge.get(i, 'none')}~{i}|" for i in range(n + 1)) for n, edge in enumerate(edges)]
-    return "+".join("|" + text for text in texts)
-
-
-def _from_genotype(genotype) -> dict:
-    """The inverse of _to_genotype; inputs ascend within a node, and nb201's `none` edges are left out."""
-    if isinstance(genotype, Genotype):
-        cells = {"normal": genotype.normal, "reduce": genotype.reduce}
-        nodes = {
-            kind: [sorted((i, op) for op, i in cell[j : j + 2]) for j in range(0, len(cell), 2)]
-            for kind, cell in cells.items()
-        }
-        return {kind: [([i for i, _ in node], [op for _, op in node]) for node in cell] for kind, cell in nodes.items()}
-    if isinstance(genotype, OneShotGenotype):
-        ops = [[op] for op in genotype.ops] + [[]]
-        return {"cell": [(sorted(inputs), op) for inputs, op in zip(genotype.inputs, ops, strict=True)]}
-    if isinstance(genotype, str) and genotype.count("~") == 6 and genotype.count("+") == 2:
-        cell = [[text.rsplit("~", 1) for text in node.strip("|").split("|")] for node in genotype.split("+")]
-        kept = [[(int(i), op) for op, i in node if op != "none"] for node in cell]
-        return {"cell": [([i for i, _ in node], [op for _, op in node]) for node in kept]}
-    raise ValueError(f"{genotype!r} is no genotype; genotypes.load reads one from a name, a file or text")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1020,16 +1020,15 @@ class Network(Macro):
         unknown = {op for cell in nodes.values() for _, ops in cell for op in ops} - set(primitives)
         if unknown:
             raise ValueError(f"no op is called {', '.join(sorted(unknown))}; there are {', '.join(primitives)}")
-        edges, strides, picks = {}, {}, {}
+        edges, picks = {}, {}
         for kind, cell in nodes.items():
-            flat = [(i, [op]) for inputs, ops in cell for i, op in zip(inputs, ops)]
-            edges[kind] = [row for _, row in flat] if family != "1shot1" else [ops for _, ops in cell if ops]
-            strides[kind] = [2 if family == "darts" and i < 2 else 1 for i, _ in flat]
             number = itertools.count()
             picks[kind] = [[(i, next(number), 0) for i in inputs] for inputs, _ in cell]
-        super().__init__(
-            family, edges, strides, concat, channels, cells, classes, True, imagenet, channels * (1 if imagenet else 3)
-        )
+            edges[kind] = [(i, [op]) for inputs, ops in cell for i, op in zip(inputs, ops)]
+            if family == "1shot1":
+                edges[kind] = [ops for _, ops in cell if ops]
+        width = channels * (1 if imagenet else 3)
+        super().__init__(family, edges, concat, channels, cells, classes, True, imagenet, width)
         self.picks = Architecture(picks)
         self.drops = drop_path > 0
         self.register_buffer("drop_path", torch.tensor(float(drop_path)), persistent=False)

@@ -2138,16 +2138,6 @@ def test_readme_commands_resolve_to_a_protocol(tmp_path):
         assert train.resolve("retrain" if "genotype" in given else "search", given)["epochs"] > 0
 
 
-def test_readme_names_functions_that_exist():
-    table = README[README.index("## From the paper") : README.index("## What the paper leaves open")]
-    names = [name for name in re.findall(r"`([A-Za-z_.0-9]+)`", table) if not name.endswith(".py") and name != "search"]
-    assert len(names) > 10
-    for name in names:
-        target = rome
-        for part in name.split("."):
-            target = getattr(target, part)
-
-
 # --- docs -------------------------------------------------------------------------------------------------------------
 
 COMPANION = (HERE / "docs" / "companion.md").read_text(encoding="utf-8")
