@@ -443,8 +443,8 @@ class NumbersError(ArithmeticError):
     """A loss or gradient is NaN or infinite."""
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM; the state has been saved."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; the state has been saved. No `except Exception` catches it."""
 
 
 def first_line(error: BaseException) -> str:
@@ -652,7 +652,11 @@ def set_up(config: dict) -> torch.device:
     if name in backends and not backends[name]():
         raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) finds no such device; use --device cpu")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        # Waiting for the other processes hears no handler; there is nothing to save yet.
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
         dist.init_process_group("nccl" if name == "cuda" else "gloo")
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
     if name == "cuda":
         torch.cuda.set_device(device)
