@@ -1822,6 +1822,9 @@ def answer(stage: str, given: dict, words: list[str], parser: Parser) -> int:
         if isinstance(error, RuntimeError):
             if "allocate memory" in text:
                 text = "this needs more memory than there is; use smaller settings"
+            elif "DataLoader" in text and Stop.signal:  # a worker that was just starting took the signal, too
+                print(f"{signal.Signals(Stop.signal).name}: --resume goes on from the last checkpoint", file=sys.stderr)
+                return 128 + Stop.signal
             elif "DataLoader" in text:  # torch raises it at any place
                 text = f"a process that reads images was lost ({text}); out of memory? Fewer --workers need less"
             elif dist.is_initialized():

@@ -72,7 +72,7 @@ def main() -> int:
     every, folder = minutes * 60 / 300, Path(tempfile.mkdtemp())
     make_images(folder / "data")
     words = f"search --dataset folder --data {folder / 'data'} --image-size 8 --cells 1 --channels 2 --batch-size 4"
-    words += f" --samples 1 --epochs 1000000 --steps-per-epoch {4 if options.quick else 100} --save-minutes 0.01"
+    words += f" --samples 1 --epochs 1000000 --steps-per-epoch {4 if options.quick else 20} --save-minutes 0.01"
     words += f" --device cpu --quiet --out {folder / 'run'}"
     words += f" --cache-gib 0 --workers {options.workers}" if options.workers else ""
     process = subprocess.Popen(
