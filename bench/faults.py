@@ -8,7 +8,7 @@ happened to; every attack ends as README.md says (status, one line); no temporar
 To make a kill cheap, a run is a fork of this process, in which torch is loaded already; `--real` adds runs that are
 processes of their own, and torchrun.
 
-    python bench/faults.py --real              about ten minutes, some 600 attacks
+    python bench/faults.py --real              three times those of --rounds 3, which takes ten minutes
     python bench/faults.py --quick
 """
 
