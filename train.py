@@ -1579,13 +1579,8 @@ def make_parser() -> Parser:
         for name, (stages, default, arguments) in FLAGS.items():
             group = sub.add_argument_group(GROUPS[name]) if name in GROUPS else group
             if stage[0] in stages:
-                known = (
-                    f" [{usual[name]}]"
-                    if name in usual
-                    else ""
-                    if default in (None, False)
-                    else f" (default {default})"
-                )
+                known = f" [{usual[name]}]" if name in usual else f" (default {default})"
+                known = "" if name not in usual and (default is None or default is False) else known
                 group.add_argument("--" + name.replace("_", "-"), **arguments | dict(help=arguments["help"] + known))
         for name in RETRAIN_FLAGS if stage == "search" else ():
             sub.add_argument("--retrain-" + name.replace("_", "-"), **dict(FLAGS[name][2], help=argparse.SUPPRESS))
