@@ -202,7 +202,7 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.thinned:
             x = x.permute(0, 2, 3, 1)[:, ::2, ::2].permute(0, 3, 1, 2)  # a gradient in channels-last
-        slow = self.dilation != (1, 1) or self.kernel_size == (5, 5) and self.stride == (1, 1)
+        slow = self.dilation != (1, 1) or (self.kernel_size != (3, 3) and self.stride == (1, 1))  # oneDNN's gradient
         if not slow or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return TurnedGradient.apply(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
@@ -250,7 +250,7 @@ class FactorizedReduce(nn.Module):
     def __init__(self, channels_in: int, channels: int, affine: bool):
         super().__init__()
         self.even = nn.Conv2d(channels_in, channels // 2, 1, 2, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels - channels // 2, 1, 2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels // 2, 1, 2, bias=False)
         self.norm = Norm(channels, affine)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
