@@ -203,7 +203,7 @@ class DepthwiseConv(nn.Conv2d):
         if self.thinned:
             x = x.permute(0, 2, 3, 1)[:, ::2, ::2].permute(0, 3, 1, 2)  # a gradient in channels-last
         slow = self.dilation != (1, 1) or (self.kernel_size != (3, 3) and self.stride == (1, 1))  # oneDNN's gradient
-        if not slow or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if not slow or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(x)
         return TurnedGradient.apply(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
 
@@ -459,7 +459,10 @@ class Cell(nn.Module):
                     y = _dropped_path(y, drop_path)
                 total = y if total is None else total + y
             states.append(torch.zeros_like(s1) if total is None else total)  # a node of `none` alone
-        return Concat.apply(*[states[i] for i in self.concat]) if len(self.concat) > 1 else states[self.concat[0]]
+        kept = [states[i] for i in self.concat]
+        if torch.compiler.is_compiling():  # to which a Function of our own means nothing
+            return torch.cat(kept, 1)
+        return Concat.apply(*kept) if len(kept) > 1 else kept[0]
 
 
 class OneShotCell(nn.Module):

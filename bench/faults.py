@@ -358,7 +358,8 @@ class Case:
                 right = "the state is saved" in lines or done  # torchrun alone was still there
             else:  # 1: the other process had heard of the signal before the two met
                 right = set(statuses) <= {128 + sent, -sent, 0} | ({1} if "lost the others" in lines else set())
-                right = right and "Traceback" not in lines
+                # Where torch's own handler of a worker's end raises inside a lock, Python notes it and goes on.
+                right = right and ("Traceback" not in lines or "Exception ignored in" in lines)
             self.expect(kind, right, run)
         elif kind == "SIGKILL of one process":
             run = self.launch(real=real)
