@@ -1,0 +1,852 @@
+"""Studies of the paper's claims at a size that a CPU can do: searches, retrains, and what they show.
+
+A study is a list of runs (command lines of train.py, or a measurement on the checkpoint of one) and an analysis that
+reads the runs' folders, writes CSV files and draws a figure. docs/evidence.md has the results.
+
+    python bench/evidence.py list                                the runs of every study, as command lines
+    python bench/evidence.py run collapse truth --data DIR       DIR/train/CLASS/*, DIR/test/CLASS/*: CIFAR-10's images
+    python bench/evidence.py analyse collapse truth --table CSV  a table of NAS-Bench-201, see docs/nasbench201.md
+    python bench/evidence.py run all --tiny                      smallest sizes, on drawn shapes: shows that it runs
+
+Runs are done seed by seed. A finished one is left alone, an interrupted one goes on, and one that another process has
+claimed (by a lock on a file) is passed over, so several processes may work side by side; --jobs starts them. `analyse`
+works on the runs that are finished; without any it draws the figures from the CSV files as they are.
+"""
+
+import argparse
+import csv
+import fcntl
+import math
+import random
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import genotypes  # noqa: E402
+import rome  # noqa: E402
+import train  # noqa: E402
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The runs
+
+
+class Run(NamedTuple):
+    """One piece of work, with a folder of its own. kind: "search", "retrain", "ranking" or "variance".
+
+    flags: of train.py. needs: the run whose genotype or checkpoint it starts from.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    flags: dict
+    needs: str = ""
+
+
+# Every search of a study has the same number of epochs (temperatures, rows of metrics.csv) and of sub-network passes:
+# `passes` is passes per epoch, so an epoch has passes / (K of alpha + K of theta) steps.
+FULL = dict(
+    collapse=dict(
+        flags=dict(cells=4, channels=8, batch_size=16, image_size=12, fraction=0.0625, epochs=30), passes=112,
+        seeds=(0, 1, 2, 3, 4), rates=(0.025, 0.005),
+    ),
+    truth=dict(
+        flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=30), passes=280,
+        seeds=(0, 1, 2, 3, 4), tuning_seeds=(100, 101), rate=0.003,
+    ),
+    retrain=dict(
+        cells=5, channels=8, batch_size=64, image_size=16, epochs=10, steps_per_epoch=63, lr=0.05, drop_path=0,
+        auxiliary=0, cutout=4,
+    ),
+    ranking=dict(cells=200, batches=16), variance=dict(samples=(1, 2, 4, 7, 11, 16), repeats=64),
+)  # fmt: skip
+TINY = dict(
+    collapse=dict(
+        flags=dict(cells=3, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4, seeds=(0,),
+        rates=(0.025,),
+    ),
+    truth=dict(
+        flags=dict(space="nb201", cells=1, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4,
+        seeds=(0,), tuning_seeds=(), rate=0.003,
+    ),
+    retrain=dict(
+        cells=3, channels=2, batch_size=8, image_size=8, epochs=1, steps_per_epoch=1, lr=0.05, drop_path=0,
+        auxiliary=0, cutout=0,
+    ),
+    ranking=dict(cells=5, batches=1), variance=dict(samples=(1, 2), repeats=3),
+)  # fmt: skip
+METHODS = ("gdas", "rome-v2")
+# Table 6: topology disentanglement, accumulation over K=7 of the weights, of alpha. Off: all edges, K=1.
+ROWS = [(method, alpha, theta) for method in METHODS for theta in (1, 7) for alpha in (1, 7)]
+
+
+def search(setting: dict, seed: int, method: str, samples: tuple, rate: float, **more) -> Run:
+    """A search with K = samples of alpha and of the weights; the more of both, the fewer its steps."""
+    warmup, epochs = more.get("warmup", 0), setting["flags"]["epochs"]
+    passes = setting["passes"] * epochs / (samples[0] * (epochs - warmup) + samples[1] * epochs)
+    flags = setting["flags"] | dict(method=method, samples_alpha=samples[0], samples_theta=samples[1])
+    flags |= dict(steps_per_epoch=max(1, round(passes)), alpha_lr=rate) | more
+    name = f"{flags['space']}-{method}-k{samples[0]}.{samples[1]}-a{rate:g}"
+    name += "".join(f"-{key.replace('_', '-')}{value}" for key, value in more.items() if key != "space")
+    return Run(f"{name}-s{seed}", "search", seed, flags)
+
+
+def retrain(sizes: dict, seed: int, genotype: str, needs: str = "") -> Run:
+    flags = sizes["retrain"] | dict(genotype=genotype)
+    return Run(f"retrain-{needs or f'{genotype}-s{seed}'}", "retrain", seed, flags, needs)
+
+
+def collapse(sizes: dict) -> list[Run]:
+    """Parameter-free ops of the normal cell over the search, with alpha's rate as a variable."""
+    setting, runs = sizes["collapse"], []
+    for seed in setting["seeds"]:
+        for space in ("s2", "darts", "s4"):
+            for rate in setting["rates"]:
+                runs += [search(setting, seed, "gdas", (1, 1), rate, space=space)]
+                runs += [search(setting, seed, "rome-v2", (7, 7), rate, space=space)]
+            if space != "s4":
+                runs += [search(setting, seed, "rome-v1", (7, 7), setting["rates"][0], space=space)]
+    return runs
+
+
+def rows(sizes: dict) -> list[Run]:
+    """Table 6: which part brings it."""
+    setting = sizes["collapse"]
+    return [
+        search(setting, seed, method, (alpha, theta), setting["rates"][0], space="s2")
+        for seed in setting["seeds"]
+        for method, alpha, theta in ROWS
+    ]
+
+
+# What else was tried with ROME's K=7 and GDAS, chosen by c10_val on seeds of its own.
+CANDIDATES = [
+    ("rome-v2", (7, 7), 0.003, {}), ("rome-v2", (7, 7), 0.01, {}), ("rome-v2", (7, 7), 0.03, {}),
+    ("gdas", (1, 1), 0.003, {}), ("gdas", (1, 1), 0.001, {}), ("gdas", (1, 1), 0.01, {}),
+    ("rome-v2", (7, 7), 0.03, dict(warmup=10)), ("rome-v2", (7, 1), 0.01, {}), ("rome-v2", (1, 1), 0.001, {}),
+    ("rome-v2", (1, 1), 0.003, dict(warmup=10)),
+]  # fmt: skip
+CHOSEN = []
+
+
+def truth(sizes: dict) -> list[Run]:
+    """True accuracy of the cells found in NAS-Bench-201."""
+    setting = sizes["truth"]
+    arms = [("rome-v2", (k, k), setting["rate"], {}) for k in (1, 4, 7)] + [("gdas", (1, 1), setting["rate"], {})]
+    runs = [search(setting, s, *arm[:3], **arm[3]) for s in setting["seeds"] for arm in [*arms, *CHOSEN]]
+    tuning = [search(setting, s, *arm[:3], **arm[3]) for s in setting["tuning_seeds"] for arm in CANDIDATES]
+    return runs + tuning
+
+
+def on_checkpoints(kind: str, searches: list[Run]) -> list[Run]:
+    return [Run(f"{kind}-{run.name}", kind, run.seed, {}, run.name) for run in searches]
+
+
+def ranking(sizes: dict) -> list[Run]:
+    """Loss of random cells in the supernet against their true accuracy."""
+    setting = sizes["truth"]
+    arms = [(method, k) for k in (1, 7) for method in METHODS]
+    searches = [search(setting, s, m, (k, k), setting["rate"]) for s in setting["seeds"] for m, k in arms]
+    return searches + on_checkpoints("ranking", searches)
+
+
+def variance(sizes: dict) -> list[Run]:
+    """Variance of alpha's and beta's gradient against K."""
+    searches = [search(sizes["truth"], s, "rome-v2", (7, 7), sizes["truth"]["rate"]) for s in sizes["truth"]["seeds"]]
+    return searches + on_checkpoints("variance", searches)
+
+
+def cells(sizes: dict) -> list[Run]:
+    """Retrains: the discretisation gap, and found cells beside published ones."""
+    setting, runs = sizes["collapse"], []
+    for seed in setting["seeds"]:
+        for space in ("s2", "darts"):
+            for method, k in (("gdas", 1), ("rome-v2", 7)):
+                found = search(setting, seed, method, (k, k), setting["rates"][0], space=space)
+                runs += [found, retrain(sizes, seed, "", found.name)]
+        runs += [retrain(sizes, seed, name) for name in ("DARTS_V2", "PC_DARTS_cifar", "GDAS_V1")]
+    return runs
+
+
+STUDIES = dict(collapse=collapse, rows=rows, truth=truth, ranking=ranking, variance=variance, cells=cells)
+
+
+def planned(options: argparse.Namespace) -> list[Run]:
+    """The runs of the studies asked for, each once, seed by seed; tuning, with its large seeds, comes last."""
+    sizes = TINY if options.tiny else FULL
+    names = STUDIES if "all" in options.studies else options.studies
+    return sorted({run.name: run for name in names for run in STUDIES[name](sizes)}.values(), key=lambda run: run.seed)
+
+
+def command(run: Run, options: argparse.Namespace) -> list[str]:
+    """Its words for train.py; of a measurement, what is measured."""
+    if run.kind not in ("search", "retrain"):
+        return [run.kind, run.needs]
+    data = dict(dataset="shapes") if options.tiny else dict(dataset="folder", data=options.data)
+    flags = data | run.flags | dict(seed=run.seed, out=str(Path(options.runs) / run.name))
+    if run.kind == "retrain" and run.needs:
+        flags["genotype"] = str(Path(options.runs) / run.needs / "genotype.json")
+    return [run.kind, *train.flags_of(flags)]
+
+
+def finished(run: Run, options: argparse.Namespace) -> bool:
+    folder = Path(options.runs) / run.name
+    if run.kind not in ("search", "retrain"):
+        return (folder / "measured.csv").exists()
+    try:
+        done = train.read_part(folder)["state"] == "finished"
+        return done and (folder / "genotype.json").exists()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def perform(run: Run, options: argparse.Namespace) -> int:
+    """Does a run, or goes on with it; its CPU time is added up in its folder. Returns an exit status."""
+    folder = Path(options.runs) / run.name
+    start = time.process_time()
+    if run.kind in ("search", "retrain"):
+        status = train.main([*command(run, options), "--resume", "--quiet"])
+    else:
+        status, measured = 0, MEASURES[run.kind](run, options)
+        folder.mkdir(exist_ok=True)
+        write(folder / "measured.csv", measured)
+    if folder.is_dir():
+        with open(folder / "cpu_seconds.txt", "a") as file:
+            file.write(f"{time.process_time() - start:.1f}\n")
+    return status
+
+
+def work(options: argparse.Namespace) -> int:
+    """Does what is left of the runs, in order; a run that waits for another, or is claimed, is looked at again."""
+    locks = Path(options.runs) / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    moved = True
+    while moved:
+        moved = False
+        for run in planned(options):
+            needed = Path(options.runs) / run.needs / "genotype.json"
+            if finished(run, options) or (run.needs and not needed.exists()):
+                continue
+            with open(locks / run.name, "w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                if finished(run, options):  # by another process, meanwhile
+                    continue
+                print(f"{run.name} ...", flush=True)
+                start, status = time.process_time(), perform(run, options)
+                if status:
+                    return status
+                print(f"{run.name}: {time.process_time() - start:.0f} s of CPU time", flush=True)
+                moved = True
+                if Path(options.runs, "stop").exists():
+                    print(f"{options.runs}/stop exists: stopped after a whole run")
+                    return 0
+                break  # from the top: what was waiting may be ready
+    left = [run.name for run in planned(options) if not finished(run, options)]
+    print(f"left to other processes: {', '.join(left)}" if left else "all runs are finished")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measurements on the checkpoint of a search
+
+
+def supernet(folder: Path) -> tuple[rome.Supernet, dict]:
+    """The supernet of a search's last.pt, and the run's settings."""
+    state = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+    config, classes = state["settings"], state["net"]["classifier.bias"].numel()
+    topology = train.METHODS[config["method"]]
+    net = rome.Supernet(config["space"], config["channels"], config["cells"], classes, topology)
+    net.load_state_dict(state["net"])
+    return net, config
+
+
+def held_out(config: dict, role: str = "evaluation", augment: bool = False) -> train.Stream:
+    """The half of the training images that the weights have not seen."""
+    images = train.load_data(config, "train")
+    statistics = train.statistics_of(images, config["dataset"])
+    _, half = train.halves(images.labels, config["fraction"], config["seed"])
+    return train.Stream(images, half, config, role, torch.device("cpu"), statistics, augment)
+
+
+def arch_string(digits: str) -> str:
+    """The arch string of the table's six digits."""
+    ops = [("none", *rome.SPACES["nb201"].ops["cell"][0])[int(digit)] for digit in digits]
+    return "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*ops)
+
+
+def random_cells(space: str, count: int) -> list[str]:
+    """Six digits of `count` different cells, the same at every call: "two", of ROME (two inputs per node), or "all"."""
+    generator, found = random.Random(space), {}
+    while len(found) < count:
+        digits = [generator.choice("1234") for _ in range(6)]
+        if space == "two":
+            digits[generator.randrange(3, 6)] = "0"
+        found["".join(digits)] = None
+    return list(found)
+
+
+def measure_ranking(run: Run, options: argparse.Namespace) -> list[dict]:
+    """Loss and accuracy of random cells, with the supernet's weights, on held-out images (batch statistics).
+
+    All supernets are asked about the same cells of ROME's space; in GDAS's, whose weights were trained with all edges,
+    they run masked to their own edges. It is asked about cells with all edges too.
+    """
+    net, config = supernet(Path(options.runs) / run.needs)
+    sizes = (TINY if options.tiny else FULL)["ranking"]
+    stream, found = held_out(config), []
+    batches = list(stream.epoch(0, 0, sizes["batches"]))
+    images, labels = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    for space in ("two", "all") if net.topology == "none" else ("two",):
+        for cell in random_cells(space, sizes["cells"]):
+            arch = net.architecture(arch_string(cell))
+            with torch.no_grad():
+                logits = torch.cat([net(x, arch) for x in images.split(2 * config["batch_size"])])
+            accuracy = 100 * (logits.argmax(1) == labels).float().mean().item()
+            loss = F.cross_entropy(logits, labels).item()
+            log_p = math.nan if net.topology == "none" else net.log_prob(arch_string(cell)).item()
+            found.append(dict(space=space, cell=cell, loss=loss, accuracy=accuracy, log_p=log_p))
+    return found
+
+
+def measure_variance(run: Run, options: argparse.Namespace) -> list[dict]:
+    """Variance of the mean gradient over K, summed over the entries of alpha and of beta.
+
+    Every architecture step starts from the same trained state (its rate is zero). "fixed": all steps see one batch, so
+    that only the sampling differs; "fresh": every step has a batch of its own, as in a search.
+    """
+    net, config = supernet(Path(options.runs) / run.needs)
+    sizes = (TINY if options.tiny else FULL)["variance"]
+    stream, found = held_out(config, "variance", augment=True), []
+    batches = list(stream.epoch(0, 0, sizes["repeats"]))
+    still = torch.optim.SGD(net.architecture_parameters(), 0.0)
+    for tau in (5.0, 0.5):
+        for batch in ("fixed", "fresh"):
+            for count in sizes["samples"]:
+                gradients = dict(alpha=[], beta=[])
+                for repeat in range(sizes["repeats"]):
+                    architect = rome.Architect(
+                        net, count, generator=lambda role, k, r=repeat, c=count: train.keyed(role, c, r, k)
+                    )
+                    architect.architecture_step(*batches[repeat if batch == "fresh" else 0], tau, still)
+                    for name, group in (("alpha", net.alpha), ("beta", net.beta)):
+                        gradients[name].append(torch.cat([p.grad.flatten() for p in group.values()]))
+                for name, each in gradients.items():
+                    total, norm = torch.stack(each).var(0).sum().item(), torch.stack(each).mean(0).norm().item()
+                    found.append(dict(tau=tau, batch=batch, of=name, K=count, variance=total, mean_norm=norm))
+    return found
+
+
+MEASURES = dict(ranking=measure_ranking, variance=measure_variance)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the analyses share
+
+
+def write(path: Path, found: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = [{name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in found]
+    genotypes.write(path, train.tabulate(text, "csv").encode())
+
+
+def read(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return [{name: number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def number(text: str):
+    """A CSV field as a number, if it is one; the table's six digits are none."""
+    try:
+        return text if re.fullmatch("[0-4]{6}", text) else float(text)
+    except ValueError:
+        return text
+
+
+def mean_std(values) -> tuple[float, float]:
+    """Mean and deviation (n - 1; not a number for one value)."""
+    values = list(values)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def show(values, digits: int = 2) -> str:
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return ""
+    mean, deviation = mean_std(values)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+
+
+def ranks(values) -> torch.Tensor:
+    """Ranks from 1, the mean rank for ties."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    return ((values[:, None] > values).sum(1) + (values[:, None] >= values).sum(1) + 1) / 2
+
+
+def spearman(a, b) -> float:
+    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
+
+
+def groups(found: list[dict], *names: str) -> dict:
+    """Rows by the values of some columns, in the order of first appearance."""
+    parts = {}
+    for row in found:
+        parts.setdefault(tuple(row[name] for name in names), []).append(row)
+    return parts
+
+
+def done(study: str, options: argparse.Namespace, kind: str = "search") -> list[tuple[Run, Path]]:
+    """The finished runs of a study, with their folders."""
+    runs = STUDIES[study](TINY if options.tiny else FULL)
+    return [(run, Path(options.runs) / run.name) for run in runs if run.kind == kind and finished(run, options)]
+
+
+def about(run: Run) -> dict:
+    """The columns that say which search a row is of."""
+    flags = run.flags
+    row = dict(space=flags["space"], method=flags["method"], K_alpha=flags["samples_alpha"])
+    row |= dict(K_theta=flags["samples_theta"], alpha_lr=flags["alpha_lr"], warmup=flags.get("warmup", 0))
+    return row | dict(seed=run.seed)
+
+
+def minutes(folder: Path) -> float:
+    """CPU time of a run."""
+    path = folder / "cpu_seconds.txt"
+    return sum(map(float, path.read_text().split())) / 60 if path.exists() else math.nan
+
+
+def epochs_of(folder: Path) -> list[dict]:
+    """metrics.csv, its numbers as numbers."""
+    return read(folder / "metrics.csv")
+
+
+def label(row: dict) -> str:
+    k = f"{row['K_alpha']:g}" if row["K_alpha"] == row["K_theta"] else f"{row['K_alpha']:g}/{row['K_theta']:g}"
+    return f"{dict(gdas='GDAS').get(row['method'], row['method'].replace('rome', 'ROME'))}, K={k}"
+
+
+def figure(columns: int, width: float = 3.4, height: float = 2.9):
+    """A row of axes on white, and matplotlib's pyplot, which is needed here alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9, "axes.spines.top": False}
+    plt.rcParams.update(style | {"axes.spines.right": False, "legend.frameon": False, "font.family": "sans-serif"})
+    fig, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False, facecolor="white")
+    return fig, axes[0]
+
+
+def save(fig, name: str, options: argparse.Namespace) -> None:
+    path = Path(options.figures) / f"evidence-{name}.{options.format}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.tight_layout()
+    fig.savefig(path, facecolor="white", dpi=110, metadata={"Date": None} if options.format == "svg" else None)
+    print(f"drew {path}")
+
+
+COLOURS = {"gdas": "#c0392b", "rome-v2": "#1f5fa8", "rome-v1": "#2a9d62"}
+
+
+def band(axis, curves: list[list[float]], x: list[float], name: str, colour: str, style: str = "-") -> None:
+    """Mean over seeds, and the band of one deviation around it."""
+    columns = [mean_std(column) for column in zip(*curves, strict=True)]
+    mean = [m for m, _ in columns]
+    axis.plot(x, mean, style, color=colour, label=f"{name} ({len(curves)} seeds)")
+    if len(curves) > 1:
+        axis.fill_between(x, [m - d for m, d in columns], [m + d for m, d in columns], color=colour, alpha=0.15, lw=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The analyses: each returns its CSV files, draws its figure from them, and prints its table
+
+
+def collect_collapse(options: argparse.Namespace, study: str = "collapse") -> list[dict]:
+    found = []
+    for run, folder in done(study, options):
+        flags, metrics = run.flags, epochs_of(folder)
+        for row in metrics:
+            active = flags["samples_alpha"] + flags["samples_theta"]
+            found.append(
+                about(run) | dict(epoch=int(row["epoch"]), passes=int(row["epoch"] * flags["steps_per_epoch"] * active))
+            )
+            names = "parameter_free_normal", "parameter_free_reduce", "supernet_accuracy", "loss_theta", "loss_alpha"
+            found[-1] |= {name: row[name] for name in names}
+        found[-1]["minutes"] = minutes(folder)
+    return found
+
+
+def last_epochs(found: list[dict]) -> list[dict]:
+    """The last row of every run."""
+    keys = "space", "method", "K_alpha", "K_theta", "alpha_lr", "seed"
+    return [rows[-1] for rows in groups(found, *keys).values()]
+
+
+def free_table(found: list[dict], keys: tuple) -> list[dict]:
+    """Final counts over seeds, and their mean over the whole search."""
+    table = []
+    for key, rows in groups(found, *keys).items():
+        last = last_epochs(rows)
+        row = dict(zip(keys, key)) | dict(seeds=len(last), Num=show([r["parameter_free_normal"] for r in last], 1))
+        row["Num, mean of the search"] = show([r["parameter_free_normal"] for r in rows], 1)
+        row["reduction cell"] = show([r["parameter_free_reduce"] for r in last], 1)
+        table.append(row | {"supernet accuracy %": show([r["supernet_accuracy"] for r in last], 1)})
+    return table
+
+
+def draw_collapse(found: list[dict], options: argparse.Namespace) -> None:
+    print(train.tabulate(free_table(found, ("space", "method", "K_alpha", "alpha_lr")), "markdown"))
+    spaces = list(dict.fromkeys(row["space"] for row in found))
+    fig, axes = figure(len(spaces), 3.6, 3.0)
+    rates = sorted({row["alpha_lr"] for row in found}, reverse=True)
+    for axis, space in zip(axes, spaces):
+        of_space = [row for row in found if row["space"] == space]
+        for (method, rate), rows in groups(of_space, "method", "alpha_lr").items():
+            each = list(groups(rows, "seed").values())
+            curves = [[row["parameter_free_normal"] for row in curve] for curve in each]
+            style = "-" if rate == rates[0] else "--"
+            band(
+                axis,
+                curves,
+                [row["passes"] / 1000 for row in each[0]],
+                f"{label(rows[0])}, {rate:g}",
+                COLOURS[method],
+                style,
+            )
+        axis.set(title=space, xlabel="sub-network passes (thousands)", ylim=(-0.2, 8.2))
+        axis.legend(fontsize=6.5)
+    axes[0].set_ylabel("parameter-free ops of the normal cell")
+    save(fig, "collapse", options)
+
+
+def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
+    table = free_table(found, ("method", "K_theta", "K_alpha"))
+    print(train.tabulate(table, "markdown"))
+    fig, axes = figure(2, 3.6, 3.0)
+    for axis, column in zip(axes, ("parameter_free_normal", "supernet_accuracy")):
+        keys = groups(last_epochs(found), "method", "K_theta", "K_alpha")
+        for place, ((method, _, _), rows) in enumerate(keys.items()):
+            values = [row[column] for row in rows]
+            axis.bar(place, mean_std(values)[0], color=COLOURS[method], alpha=0.35)
+            axis.plot([place] * len(values), values, "o", color=COLOURS[method], ms=4)
+        names = ["/".join(f"{k:g}" for k in key[:0:-1]) for key in keys]
+        axis.set_xticks(range(len(keys)), names, fontsize=8)
+        axis.set_xlabel("K of alpha / of the weights")
+        axis.set_ylabel(dict(zip(("p", "s"), ("parameter-free ops, normal cell", "supernet accuracy, %")))[column[0]])
+    axes[0].plot([], [], "s", color=COLOURS["gdas"], label="all edges (GDAS)")
+    axes[0].plot([], [], "s", color=COLOURS["rome-v2"], label="topology sampled (ROME-v2)")
+    axes[0].legend(fontsize=8)
+    save(fig, "rows", options)
+
+
+# NAS-Bench-201
+
+
+def matched(table: dict, space: str) -> list[str]:
+    """The table's cells in ROME's space ("two") or GDAS's ("all")."""
+    text = "[1-4]{6}" if space == "all" else "[1-4]{3}(0[1-4][1-4]|[1-4]0[1-4]|[1-4][1-4]0)"
+    return [cell for cell in table["c10_test"] if re.fullmatch(text, cell)]
+
+
+def made_up_table() -> dict:
+    """For --tiny: convolutions are good, and a deterministic noise."""
+    table = {name: {} for name in ("c10_test", "c10_val", "c100_test", "c100_val")}
+    for value in range(5**6):
+        cell = "".join(str(value // 5**place % 5) for place in range(6))
+        for shift, column in enumerate(table.values()):
+            column[cell] = 60 + 3 * cell.count("3") + 2 * cell.count("2") + (value * (7 + shift)) % 11 / 10
+    return table
+
+
+def table_of(options: argparse.Namespace) -> dict:
+    return made_up_table() if options.tiny else train.read_table(options.table)
+
+
+def collect_truth(options: argparse.Namespace) -> list[dict]:
+    """The cell of every search in the table; and where its regret comes from, by the table.
+
+    `ops` are the best ops on all six edges. best_ops: the best cell with the topology found; best_topology: the best
+    choice of inputs for the ops found; of GDAS, whose cell has all edges, within ROME's space.
+    """
+    table, found = table_of(options), []
+    test = table["c10_test"]
+    best = {space: max(test[cell] for cell in matched(table, space)) for space in ("two", "all")}
+    for run, folder in done("truth", options):
+        net, _ = supernet(folder)
+        cell = train.table_key(net.genotype())
+        ops = "".join(str(1 + op) for op in net.alpha["cell"].argmax(1).tolist())
+        inside = [ops[:3] + "".join("0" if i == drop else ops[3 + i] for i in range(3)) for drop in range(3)]
+        row = about(run) | dict(cell=cell, ops=ops) | {name: table[name][cell] for name in table if name[0] == "c"}
+        row |= dict(rank=1 + sum(a > test[cell] for a in test.values()), regret=max(test.values()) - test[cell])
+        row["regret_own"] = best["all" if net.topology == "none" else "two"] - test[cell]
+        if net.topology != "none":
+            same = [c for c in matched(table, "two") if c[3:].index("0") == cell[3:].index("0")]
+            row["best_ops"] = max(test[c] for c in same)
+            row["sequential"] = test[train.table_key(net.genotype("sequential"))]
+        row |= dict(best_topology=max(test[c] for c in inside), mean_topology=statistics.fmean(test[c] for c in inside))
+        row |= {f"edge_{e}": torch.softmax(a, 0).max().item() for e, a in enumerate(net.alpha["cell"].detach())}
+        last = epochs_of(folder)[-1]
+        row |= dict(supernet_accuracy=last["supernet_accuracy"], loss_theta=last["loss_theta"], clipped=last["clipped"])
+        found.append(row | dict(minutes=minutes(folder)))
+    for space in ("two", "all"):  # random sampling: its expectation exactly, best of n by c10_val
+        chosen = matched(table, space)
+        order = sorted(chosen, key=lambda c: table["c10_val"][c], reverse=True)
+        for n in (1, 10, 100):
+            # The i-th best by validation is chosen where it is drawn and none of the better ones is.
+            shares = [
+                ((len(order) - i) / len(order)) ** n - ((len(order) - i - 1) / len(order)) ** n
+                for i in range(len(order))
+            ]
+            row = dict(space="nb201", method=f"random, {'two inputs' if space == 'two' else 'all edges'}, best of {n}")
+            for name in ("c10_test", "c10_val", "c100_test", "c100_val"):
+                row[name] = sum(share * table[name][c] for share, c in zip(shares, order))
+            row |= dict(regret=max(test.values()) - row["c10_test"], regret_own=best[space] - row["c10_test"])
+            found.append(row)
+    return found
+
+
+def is_tuning(row: dict) -> bool:
+    return row["seed"] != "" and row["seed"] >= 100
+
+
+def draw_truth(found: list[dict], options: argparse.Namespace) -> None:
+    keys = "method", "K_alpha", "K_theta", "alpha_lr", "warmup"
+    searches = [row for row in found if row["K_alpha"] != ""]
+    for title, part in (
+        ("report", [r for r in searches if not is_tuning(r)]),
+        ("tuning", [r for r in searches if is_tuning(r)]),
+    ):
+        table = []
+        for key, rows in groups(part, *keys).items():
+            row = dict(search=label(rows[0]), alpha_lr=f"{key[3]:g}", warmup=f"{key[4]:g}", seeds=len(rows))
+            names = ("c10_val",) if title == "tuning" else ("c10_test", "c100_test", "rank", "regret_own", "regret")
+            row |= {name: show([r[name] for r in rows], 0 if name == "rank" else 2) for name in names}
+            table.append(row)
+        print(f"{title}\n{train.tabulate(table, 'markdown')}")
+    print(train.tabulate([{k: v for k, v in r.items() if v != ""} for r in found if r["K_alpha"] == ""], "markdown"))
+    fig, axes = figure(1, 6.6, 3.2)
+    report = groups([r for r in searches if not is_tuning(r)], *keys)
+    for place, (key, rows) in enumerate(report.items()):
+        values = [row["c10_test"] for row in rows]
+        axes[0].plot([place] * len(values), values, "o", color=COLOURS[key[0]], ms=4, alpha=0.7)
+        axes[0].plot([place - 0.25, place + 0.25], [mean_std(values)[0]] * 2, "-", color=COLOURS[key[0]], lw=2)
+    names = [
+        f"{label(rows[0])}\n{key[3]:g}" + (f"\nwarm-up {key[4]:g}" if key[4] else "") for key, rows in report.items()
+    ]
+    for row in found:
+        if row["K_alpha"] == "" and row["method"].endswith(("best of 1", "best of 10")):
+            colour = COLOURS["rome-v2" if "two" in row["method"] else "gdas"]
+            axes[0].axhline(row["c10_test"], color=colour, lw=0.8, ls=":" if row["method"].endswith("of 1") else "--")
+            axes[0].text(len(report) - 0.45, row["c10_test"], row["method"], fontsize=6.5, color=colour, va="center")
+    axes[0].set_xticks(range(len(names)), names, fontsize=7)
+    axes[0].set_xlim(-0.5, len(report) - 0.5)
+    axes[0].set_ylabel("true CIFAR-10 test accuracy, %")
+    save(fig, "truth", options)
+
+
+def collect_ranking(options: argparse.Namespace) -> list[dict]:
+    """Spearman's correlation with the true CIFAR-10 test accuracy, for every supernet and set of cells."""
+    table, found = table_of(options)["c10_test"], []
+    searches = {run.name: run for run, _ in done("ranking", options)}
+    for run, folder in done("ranking", options, "ranking"):
+        for (space,), rows in groups(read(folder / "measured.csv"), "space").items():
+            true = [table[row["cell"]] for row in rows]
+            row = about(searches[run.needs]) | dict(cells=space, count=len(rows))
+            row["loss"] = spearman([-row["loss"] for row in rows], true)
+            top = sorted(zip(true, rows), key=lambda pair: pair[0])[len(rows) // 2 :]  # the better half
+            row["loss_top_half"] = spearman([-r["loss"] for _, r in top], [t for t, _ in top])
+            row["accuracy"] = spearman([row["accuracy"] for row in rows], true)
+            row["log_p"] = spearman([row["log_p"] for row in rows], true) if row["method"] != "gdas" else math.nan
+            found.append(row | dict(best_by_loss=true[min(range(len(rows)), key=lambda i: rows[i]["loss"])]))
+    return found
+
+
+def draw_ranking(found: list[dict], options: argparse.Namespace) -> None:
+    keys = groups(found, "method", "K_alpha", "cells")
+    table = []
+    for (_, _, space), rows in keys.items():
+        row = dict(supernet=label(rows[0]), cells=dict(two="ROME's space", all="all edges")[space], seeds=len(rows))
+        for name in ("loss", "loss_top_half", "accuracy", "log_p", "best_by_loss"):
+            row[name] = show([r[name] for r in rows])
+        table.append(row)
+    print(train.tabulate(table, "markdown"))
+    fig, axes = figure(1, 5.0, 3.0)
+    for place, ((method, _, _), rows) in enumerate(keys.items()):
+        values = [row["loss"] for row in rows]
+        axes[0].bar(place, mean_std(values)[0], color=COLOURS[method], alpha=0.35)
+        axes[0].plot([place] * len(values), values, "o", color=COLOURS[method], ms=4)
+    names = [f"{label(rows[0])}\n{'two inputs' if key[2] == 'two' else 'all edges'}" for key, rows in keys.items()]
+    axes[0].set_xticks(range(len(names)), names, fontsize=7)
+    axes[0].set_ylabel("Spearman, supernet loss\nagainst true accuracy")
+    save(fig, "ranking", options)
+
+
+def collect_variance(options: argparse.Namespace) -> list[dict]:
+    searches = {run.name: run for run, _ in done("variance", options)}
+    return [
+        about(searches[run.needs]) | row
+        for run, folder in done("variance", options, "variance")
+        for row in read(folder / "measured.csv")
+    ]
+
+
+def draw_variance(found: list[dict], options: argparse.Namespace) -> None:
+    """Every curve divided by its value at K=1, beside the line 1/K."""
+    table, curves = [], {}
+    for key, rows in groups(found, "tau", "of", "batch").items():
+        first = {row["seed"]: row["variance"] for row in rows if row["K"] == 1}
+        curves[key] = {
+            k[0]: [row["variance"] / first[row["seed"]] for row in part] for k, part in groups(rows, "K").items()
+        }
+        row = dict(zip(("tau", "of", "batch"), key)) | dict(seeds=len(first))
+        table.append(row | {f"K={k:g}, times K": show([k * v for v in values]) for k, values in curves[key].items()})
+    print(train.tabulate(table, "markdown"))
+    taus = sorted({key[0] for key in curves}, reverse=True)
+    fig, axes = figure(len(taus), 3.6, 3.0)
+    for axis, tau in zip(axes, taus):
+        for (_, of, batch), curve in ((key, c) for key, c in curves.items() if key[0] == tau):
+            colour, style = COLOURS["rome-v2" if of == "alpha" else "rome-v1"], "o-" if batch == "fixed" else "s--"
+            values = [statistics.fmean(curve[k]) for k in curve]
+            axis.loglog(list(curve), values, style, color=colour, ms=4, lw=1, label=f"{of}, {batch} batch")
+        ks = list(curve)
+        axis.loglog(ks, [1 / k for k in ks], color="#888888", lw=0.8, label="1/K")
+        axis.set_xticks(ks, [f"{k:g}" for k in ks])
+        axis.minorticks_off()
+        axis.set(title=f"tau = {tau:g}", xlabel="K")
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("variance of the gradient, K=1 is 1")
+    save(fig, "variance", options)
+
+
+def collect_cells(options: argparse.Namespace) -> list[dict]:
+    """Test accuracy of every retrained cell, beside its accuracy with the weights of the supernet it comes from."""
+    searches, found = {run.name: (run, folder) for run, folder in done("cells", options)}, []
+    for run, folder in done("cells", options, "retrain"):
+        part = train.read_part(folder)
+        last = part["rows"][-1]
+        row = dict(cell=run.flags["genotype"], space="", method="", seed=run.seed)
+        if run.needs:
+            of, place = searches[run.needs]
+            row = dict(cell="found", space=of.flags["space"], method=of.flags["method"], seed=run.seed)
+            end = epochs_of(place)[-1]
+            row |= dict(free=end["parameter_free_normal"], supernet_accuracy=end["supernet_accuracy"])
+        else:
+            row |= dict(free=genotypes.parameter_free(genotypes.load(row["cell"]))["normal"])
+        row |= dict(parameters_k=1000 * float(part["sizes"][0]), accuracy_test=float(last["accuracy_test"]))
+        found.append(row | dict(accuracy_train=float(last["accuracy_train"]), minutes=minutes(folder)))
+    return found
+
+
+def draw_cells(found: list[dict], options: argparse.Namespace) -> None:
+    table, fig, axes = [], *figure(2, 3.6, 3.0)
+    keys = groups(found, "cell", "space", "method")
+    names = []
+    for place, ((cell, space, method), rows) in enumerate(keys.items()):
+        values, colour = [row["accuracy_test"] for row in rows], COLOURS.get(method, "#777777")
+        names.append(f"{label_of(method)}\n{space}" if space else cell.replace("_", "\n"))
+        row = dict(cell=names[-1].replace("\n", " "), seeds=len(rows), Num=show([r["free"] for r in rows], 1))
+        row |= {"parameters, thousands": show([r["parameters_k"] for r in rows], 1)}
+        row |= {"test accuracy %": show(values), "training accuracy %": show([r["accuracy_train"] for r in rows])}
+        if space:
+            gaps = [r["accuracy_test"] - r["supernet_accuracy"] for r in rows]
+            row |= {"supernet accuracy %": show([r["supernet_accuracy"] for r in rows]), "gap": show(gaps)}
+            axes[1].plot(
+                [r["supernet_accuracy"] for r in rows], values, "o" if space == "s2" else "^", color=colour, ms=5,
+                label=names[-1].replace("\n", ", "),
+            )  # fmt: skip
+        table.append(row)
+        axes[0].plot([place] * len(values), values, "o", color=colour, ms=4, alpha=0.7)
+        axes[0].plot([place - 0.3, place + 0.3], [mean_std(values)[0]] * 2, color=colour, lw=2)
+    print(train.tabulate(table, "markdown"))
+    axes[0].set_xticks(range(len(names)), names, fontsize=6)
+    axes[0].set_ylabel("test accuracy after retraining, %")
+    axes[1].set(xlabel="supernet accuracy of the derived cell, %", ylabel="test accuracy after retraining, %")
+    axes[1].legend(fontsize=7)
+    save(fig, "cells", options)
+
+
+def label_of(method: str) -> str:
+    return "GDAS" if method == "gdas" else method.replace("rome", "ROME")
+
+
+ANALYSES = dict(
+    collapse=(collect_collapse, draw_collapse),
+    rows=(lambda options: collect_collapse(options, "rows"), draw_rows),
+    truth=(collect_truth, draw_truth),
+    ranking=(collect_ranking, draw_ranking),
+    variance=(collect_variance, draw_variance),
+    cells=(collect_cells, draw_cells),
+)  # fmt: skip
+
+
+def analyse(options: argparse.Namespace) -> int:
+    for name in STUDIES if "all" in options.studies else options.studies:
+        collect, draw = ANALYSES[name]
+        path = Path(options.results) / f"{name}.csv"
+        found = collect(options)
+        if found:
+            write(path, found)
+        if path.exists():
+            print(f"{name}: {path}{'' if found else ', as it is'}")
+            try:
+                draw(read(path), options)
+            except ModuleNotFoundError as error:
+                print(f"no figure: {error.name} is not installed")
+        else:
+            print(f"{name}: no finished runs in {options.runs}")
+    return 0
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("list", "run", "analyse"))
+    parser.add_argument("studies", nargs="*", default=["all"], metavar="STUDY", help=", ".join([*STUDIES, "all"]))
+    parser.add_argument("--data", default="data/cifar10", metavar="DIR", help="DIR/train/CLASS/*, DIR/test/CLASS/*")
+    parser.add_argument("--runs", metavar="DIR", help="folder of the runs' folders (runs/evidence)")
+    parser.add_argument("--table", default="nasbench201.csv.gz", metavar="FILE", help="table of NAS-Bench-201")
+    parser.add_argument("--results", metavar="DIR", help="of the CSV files (bench/results/evidence)")
+    parser.add_argument("--figures", metavar="DIR", help="(docs)")
+    parser.add_argument("--format", default="svg", choices=("svg", "png"), help="of the figures")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch in each (1)")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes on drawn shapes, a made-up table")
+    options = parser.parse_args(words)
+    unknown = set(options.studies) - {*STUDIES, "all"}
+    if unknown:
+        parser.error(f"no study is called {', '.join(sorted(unknown))}; there are {', '.join([*STUDIES, 'all'])}")
+    torch.set_num_threads(options.threads)
+    options.runs = options.runs or f"runs/evidence{'-tiny' * options.tiny}"
+    options.results = options.results or (Path(options.runs) if options.tiny else HERE / "results" / "evidence")
+    options.figures = options.figures or (options.runs if options.tiny else HERE.parent / "docs")
+    if options.what == "list":
+        for run in planned(options):
+            print(
+                shlex.join(["python", "train.py", *command(run, options)])
+                if run.flags
+                else f"{run.kind} of {run.needs}"
+            )
+        return 0
+    if options.what == "analyse":
+        return analyse(options)
+    script = [sys.executable, __file__, *(sys.argv[1:] if words is None else words), "--jobs", "1"]
+    others = [subprocess.Popen(script) for _ in range(options.jobs - 1)]
+    status = work(options)
+    return max([status, *(other.wait() for other in others)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
