@@ -2498,3 +2498,59 @@ def test_table_has_the_published_values():
     assert len(own) == 3072 and sum(own) / 3072 == pytest.approx(89.4, abs=0.05) and max(own) == 94.09
     row = train.table_row(table, SKIPS, "cifar10")
     assert row["table_regret_own"] == pytest.approx(94.09 - row["table_test"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# bench/evidence.py
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    spec = importlib.util.spec_from_file_location("evidence", HERE / "bench" / "evidence.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def evidence_runs(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("evidence"))
+
+
+@pytest.mark.parametrize("study", ["truth", "rows", "ranking", "variance", "collapse", "cells"])
+def test_a_tiny_study_runs_once_and_is_analysed(evidence, evidence_runs, capsys, study):
+    words = [study, "--tiny", "--runs", evidence_runs]  # one folder: the studies share runs
+    assert evidence.main(["run", *words]) == 0 and "all runs are finished" in capsys.readouterr().out
+    assert evidence.main(["run", *words]) == 0 and capsys.readouterr().out == "all runs are finished\n"
+    assert evidence.main(["analyse", *words]) == 0
+    with open(Path(evidence_runs) / f"{study}.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) >= 4
+    drawn = "drew " if importlib.util.find_spec("matplotlib") else "matplotlib is not installed"
+    assert drawn in capsys.readouterr().out
+
+
+def test_searches_of_a_study_have_equal_passes(evidence):
+    for study in ("collapse", "truth", "rows", "ranking"):
+        passes = set()
+        for run in evidence.STUDIES[study](evidence.FULL):
+            if run.kind == "search":
+                f = run.flags
+                moving = f["epochs"] - f.get("warmup", 0)
+                each = f["samples_alpha"] * moving + f["samples_theta"] * f["epochs"]
+                passes.add(f["steps_per_epoch"] * each)
+        assert max(passes) <= 1.02 * min(passes), study
+
+
+def test_spearman_averages_the_ranks_of_ties(evidence):
+    assert evidence.ranks([5, 1, 5, 2]).tolist() == [3.5, 1, 3.5, 2]
+    assert evidence.spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
+
+
+def test_a_run_that_another_process_has_claimed_is_passed_over(evidence, tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    words = ["run", "variance", "--tiny", "--runs", str(tmp_path)]
+    (tmp_path / "locks").mkdir()
+    with open(tmp_path / "locks" / "nb201-rome-v2-k7.7-a0.003-s0", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert evidence.main(words) == 0 and "left to other processes: nb201" in capsys.readouterr().out
+    assert evidence.main(words) == 0 and "all runs are finished" in capsys.readouterr().out

@@ -59,22 +59,23 @@ class Run(NamedTuple):
 FULL = dict(
     collapse=dict(
         flags=dict(cells=4, channels=8, batch_size=16, image_size=12, fraction=0.0625, epochs=30), passes=112,
-        seeds=(0, 1, 2, 3, 4), rates=(0.025, 0.005),
+        seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rates=(0.025, 0.005),
     ),
     truth=dict(
-        flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=30), passes=280,
+        flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=10), passes=560,
         seeds=(0, 1, 2, 3, 4), tuning_seeds=(100, 101), rate=0.003,
     ),
     retrain=dict(
-        cells=5, channels=8, batch_size=64, image_size=16, epochs=10, steps_per_epoch=63, lr=0.05, drop_path=0,
+        cells=5, channels=8, batch_size=64, image_size=16, epochs=8, steps_per_epoch=63, lr=0.05, drop_path=0,
         auxiliary=0, cutout=4,
     ),
+    published=("DARTS_V2", "PC_DARTS_cifar", "GDAS_V1"),
     ranking=dict(cells=200, batches=16), variance=dict(samples=(1, 2, 4, 7, 11, 16), repeats=64),
 )  # fmt: skip
 TINY = dict(
     collapse=dict(
         flags=dict(cells=3, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4, seeds=(0,),
-        rates=(0.025,),
+        spaces=("s2",), rates=(0.025,),
     ),
     truth=dict(
         flags=dict(space="nb201", cells=1, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4,
@@ -84,6 +85,7 @@ TINY = dict(
         cells=3, channels=2, batch_size=8, image_size=8, epochs=1, steps_per_epoch=1, lr=0.05, drop_path=0,
         auxiliary=0, cutout=0,
     ),
+    published=("GDAS_V1",),
     ranking=dict(cells=5, batches=1), variance=dict(samples=(1, 2), repeats=3),
 )  # fmt: skip
 METHODS = ("gdas", "rome-v2")
@@ -108,24 +110,24 @@ def retrain(sizes: dict, seed: int, genotype: str, needs: str = "") -> Run:
 
 
 def collapse(sizes: dict) -> list[Run]:
-    """Parameter-free ops of the normal cell over the search, with alpha's rate as a variable."""
+    """Parameter-free ops of the normal cell over the search, with alpha's rate as a variable in s2."""
     setting, runs = sizes["collapse"], []
     for seed in setting["seeds"]:
-        for space in ("s2", "darts", "s4"):
-            for rate in setting["rates"]:
+        for space in setting["spaces"]:
+            for rate in setting["rates"] if space == "s2" else setting["rates"][:1]:
                 runs += [search(setting, seed, "gdas", (1, 1), rate, space=space)]
                 runs += [search(setting, seed, "rome-v2", (7, 7), rate, space=space)]
-            if space != "s4":
+            if space == "s2":
                 runs += [search(setting, seed, "rome-v1", (7, 7), setting["rates"][0], space=space)]
     return runs
 
 
 def rows(sizes: dict) -> list[Run]:
-    """Table 6: which part brings it."""
-    setting = sizes["collapse"]
+    """Table 6: which part brings it, by the true accuracy of the cells found in NAS-Bench-201."""
+    setting = sizes["truth"]
     return [
-        search(setting, seed, method, (alpha, theta), setting["rates"][0], space="s2")
-        for seed in setting["seeds"]
+        search(setting, seed, method, (alpha, theta), setting["rate"])
+        for seed in setting["seeds"][:3]
         for method, alpha, theta in ROWS
     ]
 
@@ -134,8 +136,7 @@ def rows(sizes: dict) -> list[Run]:
 CANDIDATES = [
     ("rome-v2", (7, 7), 0.003, {}), ("rome-v2", (7, 7), 0.01, {}), ("rome-v2", (7, 7), 0.03, {}),
     ("gdas", (1, 1), 0.003, {}), ("gdas", (1, 1), 0.001, {}), ("gdas", (1, 1), 0.01, {}),
-    ("rome-v2", (7, 7), 0.03, dict(warmup=10)), ("rome-v2", (7, 1), 0.01, {}), ("rome-v2", (1, 1), 0.001, {}),
-    ("rome-v2", (1, 1), 0.003, dict(warmup=10)),
+    ("rome-v2", (7, 7), 0.03, dict(warmup=4)), ("rome-v2", (1, 1), 0.001, {}),
 ]  # fmt: skip
 CHOSEN = []
 
@@ -171,11 +172,11 @@ def cells(sizes: dict) -> list[Run]:
     """Retrains: the discretisation gap, and found cells beside published ones."""
     setting, runs = sizes["collapse"], []
     for seed in setting["seeds"]:
-        for space in ("s2", "darts"):
+        for space in setting["spaces"][:2]:
             for method, k in (("gdas", 1), ("rome-v2", 7)):
                 found = search(setting, seed, method, (k, k), setting["rates"][0], space=space)
                 runs += [found, retrain(sizes, seed, "", found.name)]
-        runs += [retrain(sizes, seed, name) for name in ("DARTS_V2", "PC_DARTS_cifar", "GDAS_V1")]
+        runs += [retrain(sizes, seed, name) for name in sizes["published"]]
     return runs
 
 
@@ -183,10 +184,11 @@ STUDIES = dict(collapse=collapse, rows=rows, truth=truth, ranking=ranking, varia
 
 
 def planned(options: argparse.Namespace) -> list[Run]:
-    """The runs of the studies asked for, each once, seed by seed; tuning, with its large seeds, comes last."""
+    """The runs of the studies asked for, each once, seed by seed; tuning's seeds 100, 101, ... are with 0, 1, ..."""
     sizes = TINY if options.tiny else FULL
     names = STUDIES if "all" in options.studies else options.studies
-    return sorted({run.name: run for name in names for run in STUDIES[name](sizes)}.values(), key=lambda run: run.seed)
+    runs = {run.name: run for name in names for run in STUDIES[name](sizes)}
+    return sorted(runs.values(), key=lambda run: run.seed % 100)
 
 
 def command(run: Run, options: argparse.Namespace) -> list[str]:
@@ -475,9 +477,9 @@ def band(axis, curves: list[list[float]], x: list[float], name: str, colour: str
 # The analyses: each returns its CSV files, draws its figure from them, and prints its table
 
 
-def collect_collapse(options: argparse.Namespace, study: str = "collapse") -> list[dict]:
+def collect_collapse(options: argparse.Namespace) -> list[dict]:
     found = []
-    for run, folder in done(study, options):
+    for run, folder in done("collapse", options):
         flags, metrics = run.flags, epochs_of(folder)
         for row in metrics:
             active = flags["samples_alpha"] + flags["samples_theta"]
@@ -533,26 +535,6 @@ def draw_collapse(found: list[dict], options: argparse.Namespace) -> None:
     save(fig, "collapse", options)
 
 
-def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
-    table = free_table(found, ("method", "K_theta", "K_alpha"))
-    print(train.tabulate(table, "markdown"))
-    fig, axes = figure(2, 3.6, 3.0)
-    for axis, column in zip(axes, ("parameter_free_normal", "supernet_accuracy")):
-        keys = groups(last_epochs(found), "method", "K_theta", "K_alpha")
-        for place, ((method, _, _), rows) in enumerate(keys.items()):
-            values = [row[column] for row in rows]
-            axis.bar(place, mean_std(values)[0], color=COLOURS[method], alpha=0.35)
-            axis.plot([place] * len(values), values, "o", color=COLOURS[method], ms=4)
-        names = ["/".join(f"{k:g}" for k in key[:0:-1]) for key in keys]
-        axis.set_xticks(range(len(keys)), names, fontsize=8)
-        axis.set_xlabel("K of alpha / of the weights")
-        axis.set_ylabel(dict(zip(("p", "s"), ("parameter-free ops, normal cell", "supernet accuracy, %")))[column[0]])
-    axes[0].plot([], [], "s", color=COLOURS["gdas"], label="all edges (GDAS)")
-    axes[0].plot([], [], "s", color=COLOURS["rome-v2"], label="topology sampled (ROME-v2)")
-    axes[0].legend(fontsize=8)
-    save(fig, "rows", options)
-
-
 # NAS-Bench-201
 
 
@@ -576,7 +558,7 @@ def table_of(options: argparse.Namespace) -> dict:
     return made_up_table() if options.tiny else train.read_table(options.table)
 
 
-def collect_truth(options: argparse.Namespace) -> list[dict]:
+def collect_cells_found(study: str, options: argparse.Namespace) -> list[dict]:
     """The cell of every search in the table; and where its regret comes from, by the table.
 
     `ops` are the best ops on all six edges. best_ops: the best cell with the topology found; best_topology: the best
@@ -585,12 +567,13 @@ def collect_truth(options: argparse.Namespace) -> list[dict]:
     table, found = table_of(options), []
     test = table["c10_test"]
     best = {space: max(test[cell] for cell in matched(table, space)) for space in ("two", "all")}
-    for run, folder in done("truth", options):
+    for run, folder in done(study, options):
         net, _ = supernet(folder)
         cell = train.table_key(net.genotype())
         ops = "".join(str(1 + op) for op in net.alpha["cell"].argmax(1).tolist())
         inside = [ops[:3] + "".join("0" if i == drop else ops[3 + i] for i in range(3)) for drop in range(3)]
-        row = about(run) | dict(cell=cell, ops=ops) | {name: table[name][cell] for name in table if name[0] == "c"}
+        row = about(run) | dict(cell=cell, ops=ops, free=sum(cell.count(op) for op in "14"))
+        row |= {name: table[name][cell] for name in table if name[0] == "c"}
         row |= dict(rank=1 + sum(a > test[cell] for a in test.values()), regret=max(test.values()) - test[cell])
         row["regret_own"] = best["all" if net.topology == "none" else "two"] - test[cell]
         if net.topology != "none":
@@ -602,20 +585,23 @@ def collect_truth(options: argparse.Namespace) -> list[dict]:
         last = epochs_of(folder)[-1]
         row |= dict(supernet_accuracy=last["supernet_accuracy"], loss_theta=last["loss_theta"], clipped=last["clipped"])
         found.append(row | dict(minutes=minutes(folder)))
-    for space in ("two", "all"):  # random sampling: its expectation exactly, best of n by c10_val
-        chosen = matched(table, space)
-        order = sorted(chosen, key=lambda c: table["c10_val"][c], reverse=True)
+    return found
+
+
+def collect_truth(options: argparse.Namespace) -> list[dict]:
+    """The cells found, and random sampling of both spaces: its expectation exactly, the best of n chosen by c10_val."""
+    table, found = table_of(options), collect_cells_found("truth", options)
+    test = table["c10_test"]
+    for space in ("two", "all") if found else ():
+        order = sorted(matched(table, space), key=lambda cell: table["c10_val"][cell], reverse=True)
+        count, best = len(order), max(test[cell] for cell in order)
         for n in (1, 10, 100):
             # The i-th best by validation is chosen where it is drawn and none of the better ones is.
-            shares = [
-                ((len(order) - i) / len(order)) ** n - ((len(order) - i - 1) / len(order)) ** n
-                for i in range(len(order))
-            ]
+            shares = [((count - i) / count) ** n - ((count - i - 1) / count) ** n for i in range(count)]
             row = dict(space="nb201", method=f"random, {'two inputs' if space == 'two' else 'all edges'}, best of {n}")
             for name in ("c10_test", "c10_val", "c100_test", "c100_val"):
-                row[name] = sum(share * table[name][c] for share, c in zip(shares, order))
-            row |= dict(regret=max(test.values()) - row["c10_test"], regret_own=best[space] - row["c10_test"])
-            found.append(row)
+                row[name] = sum(share * table[name][cell] for share, cell in zip(shares, order))
+            found.append(row | dict(regret=max(test.values()) - row["c10_test"], regret_own=best - row["c10_test"]))
     return found
 
 
@@ -656,6 +642,32 @@ def draw_truth(found: list[dict], options: argparse.Namespace) -> None:
     axes[0].set_xlim(-0.5, len(report) - 0.5)
     axes[0].set_ylabel("true CIFAR-10 test accuracy, %")
     save(fig, "truth", options)
+
+
+def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
+    keys, table = groups(found, "method", "K_theta", "K_alpha"), []
+    for (method, theta, alpha), rows in keys.items():
+        row = {"topology sampled": "yes" if method != "gdas" else "no", "K of the weights": f"{theta:g}"}
+        row |= {"K of alpha": f"{alpha:g}", "seeds": len(rows)}
+        for name, digits in (("c10_test", 2), ("c100_test", 2), ("regret_own", 2), ("rank", 0), ("free", 1)):
+            row[name] = show([r[name] for r in rows], digits)
+        table.append(row)
+    print(train.tabulate(table, "markdown"))
+    fig, axes = figure(2, 3.6, 3.0)
+    for axis, (column, title) in zip(
+        axes, [("c10_test", "true CIFAR-10 test accuracy, %"), ("free", "parameter-free ops of the cell")]
+    ):
+        for place, ((method, _, _), rows) in enumerate(keys.items()):
+            values = [row[column] for row in rows]
+            axis.plot([place] * len(values), values, "o", color=COLOURS[method], ms=4, alpha=0.7)
+            axis.plot([place - 0.3, place + 0.3], [mean_std(values)[0]] * 2, color=COLOURS[method], lw=2)
+        names = [f"{alpha:g}/{theta:g}" for _, theta, alpha in keys]
+        axis.set_xticks(range(len(keys)), names, fontsize=8)
+        axis.set(xlabel="K of alpha / of the weights", ylabel=title)
+    axes[1].plot([], [], "o", color=COLOURS["gdas"], label="all edges (GDAS)")
+    axes[1].plot([], [], "o", color=COLOURS["rome-v2"], label="topology sampled (ROME-v2)")
+    axes[1].legend(fontsize=8)
+    save(fig, "rows", options)
 
 
 def collect_ranking(options: argparse.Namespace) -> list[dict]:
@@ -785,7 +797,7 @@ def label_of(method: str) -> str:
 
 ANALYSES = dict(
     collapse=(collect_collapse, draw_collapse),
-    rows=(lambda options: collect_collapse(options, "rows"), draw_rows),
+    rows=(lambda options: collect_cells_found("rows", options), draw_rows),
     truth=(collect_truth, draw_truth),
     ranking=(collect_ranking, draw_ranking),
     variance=(collect_variance, draw_variance),
