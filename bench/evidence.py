@@ -58,12 +58,14 @@ class Run(NamedTuple):
 # `passes` is passes per epoch, so an epoch has passes / (K of alpha + K of theta) steps.
 FULL = dict(
     collapse=dict(
-        flags=dict(cells=4, channels=8, batch_size=16, image_size=12, fraction=0.0625, epochs=30), passes=112,
-        seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rates=(0.025, 0.005),
+        flags=dict(
+            cells=4, channels=8, batch_size=16, image_size=12, fraction=0.0625, epochs=30, alpha_weight_decay=0,
+        ),
+        passes=112, seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rates=(0.03, 0.005),
     ),
     truth=dict(
-        flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=10), passes=560,
-        seeds=(0, 1, 2, 3, 4), tuning_seeds=(100, 101), rate=0.003,
+        flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=10, alpha_weight_decay=0),
+        passes=560, seeds=(0, 1, 2, 3, 4), tuning_seeds=(100, 101), rate=0.03, longer=40,
     ),
     retrain=dict(
         cells=5, channels=8, batch_size=64, image_size=16, epochs=8, steps_per_epoch=63, lr=0.05, drop_path=0,
@@ -79,7 +81,7 @@ TINY = dict(
     ),
     truth=dict(
         flags=dict(space="nb201", cells=1, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4,
-        seeds=(0,), tuning_seeds=(), rate=0.003,
+        seeds=(0,), tuning_seeds=(), rate=0.03, longer=2,
     ),
     retrain=dict(
         cells=3, channels=2, batch_size=8, image_size=8, epochs=1, steps_per_epoch=1, lr=0.05, drop_path=0,
@@ -98,9 +100,9 @@ def search(setting: dict, seed: int, method: str, samples: tuple, rate: float, *
     warmup, epochs = more.get("warmup", 0), setting["flags"]["epochs"]
     passes = setting["passes"] * epochs / (samples[0] * (epochs - warmup) + samples[1] * epochs)
     flags = setting["flags"] | dict(method=method, samples_alpha=samples[0], samples_theta=samples[1])
-    flags |= dict(steps_per_epoch=max(1, round(passes)), alpha_lr=rate) | more
+    flags |= dict(steps_per_epoch=max(1, round(passes)), alpha_lr=rate) | more  # more epochs: more passes
     name = f"{flags['space']}-{method}-k{samples[0]}.{samples[1]}-a{rate:g}"
-    name += "".join(f"-{key.replace('_', '-')}{value}" for key, value in more.items() if key != "space")
+    name += "".join(f"-{key.replace('_', '-')}{value:g}" for key, value in more.items() if key != "space")
     return Run(f"{name}-s{seed}", "search", seed, flags)
 
 
@@ -132,22 +134,33 @@ def rows(sizes: dict) -> list[Run]:
     ]
 
 
-# What else was tried with ROME's K=7 and GDAS, chosen by c10_val on seeds of its own.
+# What was tried with ROME's K=7 and GDAS, by c10_val on seeds of its own, before alpha's decay and rate were chosen.
 CANDIDATES = [
-    ("rome-v2", (7, 7), 0.003, {}), ("rome-v2", (7, 7), 0.01, {}), ("rome-v2", (7, 7), 0.03, {}),
-    ("gdas", (1, 1), 0.003, {}), ("gdas", (1, 1), 0.001, {}), ("gdas", (1, 1), 0.01, {}),
-    ("rome-v2", (7, 7), 0.03, dict(warmup=4)), ("rome-v2", (1, 1), 0.001, {}),
+    ("rome-v2", (7, 7), 0.03, dict(alpha_weight_decay=0.001)), ("gdas", (1, 1), 0.03, dict(alpha_weight_decay=0.001)),
+    ("rome-v2", (7, 7), 0.1, dict(alpha_weight_decay=0.001)), ("gdas", (1, 1), 0.003, dict(alpha_weight_decay=0.001)),
+    ("rome-v2", (7, 7), 0.1, dict(alpha_weight_decay=0.001, warmup=4)), ("rome-v2", (7, 7), 0.03, {}),
+    ("gdas", (1, 1), 0.03, {}), ("rome-v2", (7, 7), 0.03, dict(tau_max=1)),
 ]  # fmt: skip
-CHOSEN = []
+TUNING = 100  # the least seed of tuning
 
 
 def truth(sizes: dict) -> list[Run]:
     """True accuracy of the cells found in NAS-Bench-201."""
     setting = sizes["truth"]
     arms = [("rome-v2", (k, k), setting["rate"], {}) for k in (1, 4, 7)] + [("gdas", (1, 1), setting["rate"], {})]
-    runs = [search(setting, s, *arm[:3], **arm[3]) for s in setting["seeds"] for arm in [*arms, *CHOSEN]]
-    tuning = [search(setting, s, *arm[:3], **arm[3]) for s in setting["tuning_seeds"] for arm in CANDIDATES]
-    return runs + tuning
+    arms += [("rome-v2", (7, 7), setting["rate"], dict(epochs=setting["longer"]))]
+    return [search(setting, s, *arm[:3], **arm[3]) for s in setting["seeds"] for arm in arms]
+
+
+def tuning(sizes: dict) -> list[Run]:
+    """Settings tried for the arms of `truth`, judged by c10_val."""
+    setting = sizes["truth"]
+    return [search(setting, s, *arm[:3], **arm[3]) for s in setting["tuning_seeds"] for arm in CANDIDATES]
+
+
+def curves(sizes: dict) -> list[Run]:
+    """The derived cell over the search, of the runs of `truth` and `rows` that are reported."""
+    return list({run.name: run for run in truth(sizes) + rows(sizes)}.values())
 
 
 def on_checkpoints(kind: str, searches: list[Run]) -> list[Run]:
@@ -180,7 +193,16 @@ def cells(sizes: dict) -> list[Run]:
     return runs
 
 
-STUDIES = dict(collapse=collapse, rows=rows, truth=truth, ranking=ranking, variance=variance, cells=cells)
+STUDIES = dict(
+    collapse=collapse,
+    rows=rows,
+    truth=truth,
+    tuning=tuning,
+    curves=curves,
+    ranking=ranking,
+    variance=variance,
+    cells=cells,
+)
 
 
 def planned(options: argparse.Namespace) -> list[Run]:
@@ -188,7 +210,8 @@ def planned(options: argparse.Namespace) -> list[Run]:
     sizes = TINY if options.tiny else FULL
     names = STUDIES if "all" in options.studies else options.studies
     runs = {run.name: run for name in names for run in STUDIES[name](sizes)}
-    return sorted(runs.values(), key=lambda run: run.seed % 100)
+    kept = [run for run in runs.values() if re.search(options.only, run.name)]
+    return sorted(kept, key=lambda run: run.seed % TUNING)
 
 
 def command(run: Run, options: argparse.Namespace) -> list[str]:
@@ -385,7 +408,7 @@ def mean_std(values) -> tuple[float, float]:
 
 
 def show(values, digits: int = 2) -> str:
-    values = [value for value in values if not math.isnan(value)]
+    values = [value for value in values if value != "" and not math.isnan(value)]
     if not values:
         return ""
     mean, deviation = mean_std(values)
@@ -421,7 +444,8 @@ def about(run: Run) -> dict:
     flags = run.flags
     row = dict(space=flags["space"], method=flags["method"], K_alpha=flags["samples_alpha"])
     row |= dict(K_theta=flags["samples_theta"], alpha_lr=flags["alpha_lr"], warmup=flags.get("warmup", 0))
-    return row | dict(seed=run.seed)
+    row |= dict(alpha_decay=flags.get("alpha_weight_decay", 1e-3), tau_max=flags.get("tau_max", 10))
+    return row | dict(epochs=flags["epochs"], seed=run.seed)
 
 
 def minutes(folder: Path) -> float:
@@ -581,9 +605,13 @@ def collect_cells_found(study: str, options: argparse.Namespace) -> list[dict]:
             row["best_ops"] = max(test[c] for c in same)
             row["sequential"] = test[train.table_key(net.genotype("sequential"))]
         row |= dict(best_topology=max(test[c] for c in inside), mean_topology=statistics.fmean(test[c] for c in inside))
-        row |= {f"edge_{e}": torch.softmax(a, 0).max().item() for e, a in enumerate(net.alpha["cell"].detach())}
         last = epochs_of(folder)[-1]
-        row |= dict(supernet_accuracy=last["supernet_accuracy"], loss_theta=last["loss_theta"], clipped=last["clipped"])
+        row |= dict(
+            entropy_alpha=last["entropy_alpha_cell"],
+            supernet_accuracy=last["supernet_accuracy"],
+            loss_theta=last["loss_theta"],
+            clipped=last["clipped"],
+        )
         found.append(row | dict(minutes=minutes(folder)))
     return found
 
@@ -605,43 +633,89 @@ def collect_truth(options: argparse.Namespace) -> list[dict]:
     return found
 
 
-def is_tuning(row: dict) -> bool:
-    return row["seed"] != "" and row["seed"] >= 100
+SETTINGS = "method", "K_alpha", "K_theta", "alpha_lr", "warmup", "alpha_decay", "tau_max", "epochs"
+
+
+def truth_table(found: list[dict], columns: tuple) -> list[dict]:
+    """A row for each setting: means over seeds of some columns; settings that are the same everywhere are left out."""
+    table, parts = [], groups(found, *SETTINGS)
+    varying = [name for i, name in enumerate(SETTINGS) if i > 2 and len({key[i] for key in parts}) > 1]
+    for rows in parts.values():
+        row = dict(search=label(rows[0])) | {name: f"{rows[0][name]:g}" for name in varying} | dict(seeds=len(rows))
+        table.append(row | {name: show([r[name] for r in rows], 0 if name == "rank" else 2) for name in columns})
+    return table
+
+
+def draw_tuning(found: list[dict], options: argparse.Namespace) -> None:
+    print(train.tabulate(truth_table(found, ("c10_val", "entropy_alpha", "supernet_accuracy")), "markdown"))
 
 
 def draw_truth(found: list[dict], options: argparse.Namespace) -> None:
-    keys = "method", "K_alpha", "K_theta", "alpha_lr", "warmup"
     searches = [row for row in found if row["K_alpha"] != ""]
-    for title, part in (
-        ("report", [r for r in searches if not is_tuning(r)]),
-        ("tuning", [r for r in searches if is_tuning(r)]),
-    ):
-        table = []
-        for key, rows in groups(part, *keys).items():
-            row = dict(search=label(rows[0]), alpha_lr=f"{key[3]:g}", warmup=f"{key[4]:g}", seeds=len(rows))
-            names = ("c10_val",) if title == "tuning" else ("c10_test", "c100_test", "rank", "regret_own", "regret")
-            row |= {name: show([r[name] for r in rows], 0 if name == "rank" else 2) for name in names}
-            table.append(row)
-        print(f"{title}\n{train.tabulate(table, 'markdown')}")
-    print(train.tabulate([{k: v for k, v in r.items() if v != ""} for r in found if r["K_alpha"] == ""], "markdown"))
+    columns = "c10_test", "c100_test", "rank", "regret_own", "regret", "free", "entropy_alpha", "supernet_accuracy"
+    print(train.tabulate(truth_table(searches, columns), "markdown"))
+    where = "c10_test", "best_ops", "best_topology", "mean_topology", "sequential"
+    print(train.tabulate(truth_table(searches, where), "markdown"))
+    by_chance = [row for row in found if row["K_alpha"] == ""]
+    print(train.tabulate([{k: v for k, v in row.items() if v != ""} for row in by_chance], "markdown"))
     fig, axes = figure(1, 6.6, 3.2)
-    report = groups([r for r in searches if not is_tuning(r)], *keys)
+    report = groups(searches, *SETTINGS)
     for place, (key, rows) in enumerate(report.items()):
         values = [row["c10_test"] for row in rows]
         axes[0].plot([place] * len(values), values, "o", color=COLOURS[key[0]], ms=4, alpha=0.7)
         axes[0].plot([place - 0.25, place + 0.25], [mean_std(values)[0]] * 2, "-", color=COLOURS[key[0]], lw=2)
-    names = [
-        f"{label(rows[0])}\n{key[3]:g}" + (f"\nwarm-up {key[4]:g}" if key[4] else "") for key, rows in report.items()
-    ]
-    for row in found:
-        if row["K_alpha"] == "" and row["method"].endswith(("best of 1", "best of 10")):
-            colour = COLOURS["rome-v2" if "two" in row["method"] else "gdas"]
+    for row in by_chance:
+        if row["method"].endswith(("best of 1", "best of 10")):
+            colour, below = COLOURS["rome-v2" if "two" in row["method"] else "gdas"], "two" in row["method"]
             axes[0].axhline(row["c10_test"], color=colour, lw=0.8, ls=":" if row["method"].endswith("of 1") else "--")
-            axes[0].text(len(report) - 0.45, row["c10_test"], row["method"], fontsize=6.5, color=colour, va="center")
+            text = (
+                row["method"]
+                .removeprefix("random, ")
+                .replace("best of 1", "mean" if row["method"][-1] == "1" else "best of 1")
+            )
+            axes[0].text(
+                len(report) - 0.45, row["c10_test"], text, fontsize=6.5, color=colour, va="top" if below else "bottom"
+            )
+    usual = next(iter(report))
+    names = []
+    for key, rows in report.items():
+        odd = [f"{name} {v:g}" for name, v, w in zip(SETTINGS[3:], key[3:], usual[3:]) if v != w]
+        names.append("\n".join([label(rows[0]), *odd]))
     axes[0].set_xticks(range(len(names)), names, fontsize=7)
     axes[0].set_xlim(-0.5, len(report) - 0.5)
     axes[0].set_ylabel("true CIFAR-10 test accuracy, %")
     save(fig, "truth", options)
+
+
+def collect_curves(options: argparse.Namespace) -> list[dict]:
+    table, found = table_of(options)["c10_test"], []
+    for run, folder in done("curves", options):
+        for row in epochs_of(folder):
+            epoch, warmup = int(row["epoch"]), run.flags.get("warmup", 0)
+            each = run.flags["samples_alpha"] * max(0, epoch - warmup) + run.flags["samples_theta"] * epoch
+            cell = train.table_key(row["genotype"])
+            found.append(about(run) | dict(epoch=epoch, passes=run.flags["steps_per_epoch"] * each, cell=cell))
+            found[-1] |= dict(c10_test=table[cell], skips=cell.count("1"), pools=cell.count("4"))
+            found[-1] |= {name: row[name] for name in ("entropy_alpha_cell", "loss_theta", "supernet_accuracy")}
+    return found
+
+
+def draw_curves(found: list[dict], options: argparse.Namespace) -> None:
+    fig, axes = figure(2, 3.8, 3.1)
+    same = [tuple(row[name] for name in SETTINGS[3:]) for row in found]
+    shown = [row for row, key in zip(found, same) if key == same[0] and row["K_alpha"] == row["K_theta"]]
+    parts = groups(shown, "method", "K_alpha")
+    for axis, (column, title) in zip(
+        axes, [("skips", "skip connections in the cell"), ("c10_test", "true CIFAR-10 test accuracy, %")]
+    ):
+        for (method, k), rows in parts.items():
+            each = list(groups(rows, "seed").values())
+            style = {1: ":", 4: "--"}.get(k, "-") if method != "gdas" else {1: "-"}.get(k, "--")
+            values = [[row[column] for row in curve] for curve in each]
+            band(axis, values, [row["passes"] / 1000 for row in each[0]], label(rows[0]), COLOURS[method], style)
+        axis.set(xlabel="sub-network passes (thousands)", ylabel=title)
+    axes[0].legend(fontsize=7)
+    save(fig, "curves", options)
 
 
 def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
@@ -799,6 +873,8 @@ ANALYSES = dict(
     collapse=(collect_collapse, draw_collapse),
     rows=(lambda options: collect_cells_found("rows", options), draw_rows),
     truth=(collect_truth, draw_truth),
+    tuning=(lambda options: collect_cells_found("tuning", options), draw_tuning),
+    curves=(collect_curves, draw_curves),
     ranking=(collect_ranking, draw_ranking),
     variance=(collect_variance, draw_variance),
     cells=(collect_cells, draw_cells),
@@ -835,6 +911,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--format", default="svg", choices=("svg", "png"), help="of the figures")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch in each (1)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only the runs whose names it is found in")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes on drawn shapes, a made-up table")
     options = parser.parse_args(words)
     unknown = set(options.studies) - {*STUDIES, "all"}
