@@ -68,11 +68,11 @@ FULL = dict(
         passes=560, seeds=(0, 1, 2, 3, 4), tuning_seeds=(100, 101), rate=0.03, longer=40,
     ),
     retrain=dict(
-        cells=5, channels=8, batch_size=64, image_size=16, epochs=8, steps_per_epoch=63, lr=0.05, drop_path=0,
+        cells=5, channels=8, batch_size=32, image_size=16, epochs=8, steps_per_epoch=125, lr=0.05, drop_path=0,
         auxiliary=0, cutout=4,
     ),
     published=("DARTS_V2", "PC_DARTS_cifar", "GDAS_V1"),
-    ranking=dict(cells=200, batches=16), variance=dict(samples=(1, 2, 4, 7, 11, 16), repeats=64),
+    ranking=dict(cells=200, batches=16), variance=dict(samples=(1, 2, 4, 7, 14), pool=336, tau=5.0),
 )  # fmt: skip
 TINY = dict(
     collapse=dict(
@@ -88,7 +88,7 @@ TINY = dict(
         auxiliary=0, cutout=0,
     ),
     published=("GDAS_V1",),
-    ranking=dict(cells=5, batches=1), variance=dict(samples=(1, 2), repeats=3),
+    ranking=dict(cells=5, batches=1), variance=dict(samples=(1, 2), pool=4, tau=5.0),
 )  # fmt: skip
 METHODS = ("gdas", "rome-v2")
 # Table 6: topology disentanglement, accumulation over K=7 of the weights, of alpha. Off: all edges, K=1.
@@ -350,28 +350,31 @@ def measure_ranking(run: Run, options: argparse.Namespace) -> list[dict]:
 def measure_variance(run: Run, options: argparse.Namespace) -> list[dict]:
     """Variance of the mean gradient over K, summed over the entries of alpha and of beta.
 
-    Every architecture step starts from the same trained state (its rate is zero). "fixed": all steps see one batch, so
-    that only the sampling differs; "fresh": every step has a batch of its own, as in a search.
+    Every architecture step starts from the same trained weights (nothing moves: the rate is zero), with alpha and beta
+    as they ended, or uniform. All K share one pool of sampled architectures, in groups of K: rare ones with a large
+    gradient are in all of them. "fixed": all steps see one batch, so that only the sampling differs; "fresh": every
+    step has a batch of its own, as in a search.
     """
     net, config = supernet(Path(options.runs) / run.needs)
-    sizes = (TINY if options.tiny else FULL)["variance"]
-    stream, found = held_out(config, "variance", augment=True), []
-    batches = list(stream.epoch(0, 0, sizes["repeats"]))
+    sizes, found, numbers = (TINY if options.tiny else FULL)["variance"], [], [0]
+    batches = list(held_out(config, "variance", augment=True).epoch(0, 0, sizes["pool"]))
     still = torch.optim.SGD(net.architecture_parameters(), 0.0)
-    for tau in (5.0, 0.5):
+    for state in ("trained", "uniform"):
+        for parameter in net.architecture_parameters() if state == "uniform" else ():
+            parameter.data.zero_()
         for batch in ("fixed", "fresh"):
             for count in sizes["samples"]:
                 gradients = dict(alpha=[], beta=[])
-                for repeat in range(sizes["repeats"]):
-                    architect = rome.Architect(
-                        net, count, generator=lambda role, k, r=repeat, c=count: train.keyed(role, c, r, k)
-                    )
-                    architect.architecture_step(*batches[repeat if batch == "fresh" else 0], tau, still)
+                architect = rome.Architect(
+                    net, count, generator=lambda role, k, c=count: train.keyed(role, numbers[0] * c + k)
+                )
+                for numbers[0] in range(sizes["pool"] // count):
+                    architect.architecture_step(*batches[numbers[0] if batch == "fresh" else 0], sizes["tau"], still)
                     for name, group in (("alpha", net.alpha), ("beta", net.beta)):
                         gradients[name].append(torch.cat([p.grad.flatten() for p in group.values()]))
                 for name, each in gradients.items():
                     total, norm = torch.stack(each).var(0).sum().item(), torch.stack(each).mean(0).norm().item()
-                    found.append(dict(tau=tau, batch=batch, of=name, K=count, variance=total, mean_norm=norm))
+                    found.append(dict(state=state, batch=batch, of=name, K=count, variance=total, mean_norm=norm))
     return found
 
 
@@ -492,7 +495,7 @@ def band(axis, curves: list[list[float]], x: list[float], name: str, colour: str
     """Mean over seeds, and the band of one deviation around it."""
     columns = [mean_std(column) for column in zip(*curves, strict=True)]
     mean = [m for m, _ in columns]
-    axis.plot(x, mean, style, color=colour, label=f"{name} ({len(curves)} seeds)")
+    axis.plot(x, mean, style, color=colour, label=f"{name} (n={len(curves)})")
     if len(curves) > 1:
         axis.fill_between(x, [m - d for m, d in columns], [m + d for m, d in columns], color=colour, alpha=0.15, lw=0)
 
@@ -703,17 +706,19 @@ def collect_curves(options: argparse.Namespace) -> list[dict]:
 def draw_curves(found: list[dict], options: argparse.Namespace) -> None:
     fig, axes = figure(2, 3.8, 3.1)
     same = [tuple(row[name] for name in SETTINGS[3:]) for row in found]
-    shown = [row for row, key in zip(found, same) if key == same[0] and row["K_alpha"] == row["K_theta"]]
+    shown = [row for row, key in zip(found, same) if key == same[0] and row["K_alpha"] == row["K_theta"] in (1, 7)]
     parts = groups(shown, "method", "K_alpha")
     for axis, (column, title) in zip(
         axes, [("skips", "skip connections in the cell"), ("c10_test", "true CIFAR-10 test accuracy, %")]
     ):
         for (method, k), rows in parts.items():
             each = list(groups(rows, "seed").values())
-            style = {1: ":", 4: "--"}.get(k, "-") if method != "gdas" else {1: "-"}.get(k, "--")
+            style = "--" if k == 1 else "-"
             values = [[row[column] for row in curve] for curve in each]
             band(axis, values, [row["passes"] / 1000 for row in each[0]], label(rows[0]), COLOURS[method], style)
         axis.set(xlabel="sub-network passes (thousands)", ylabel=title)
+    axes[0].set_ylim(0)
+    axes[1].set_ylim(75, 95)
     axes[0].legend(fontsize=7)
     save(fig, "curves", options)
 
@@ -770,14 +775,15 @@ def draw_ranking(found: list[dict], options: argparse.Namespace) -> None:
             row[name] = show([r[name] for r in rows])
         table.append(row)
     print(train.tabulate(table, "markdown"))
-    fig, axes = figure(1, 5.0, 3.0)
+    fig, axes = figure(1, 6.8, 3.0)
     for place, ((method, _, _), rows) in enumerate(keys.items()):
         values = [row["loss"] for row in rows]
         axes[0].bar(place, mean_std(values)[0], color=COLOURS[method], alpha=0.35)
         axes[0].plot([place] * len(values), values, "o", color=COLOURS[method], ms=4)
     names = [f"{label(rows[0])}\n{'two inputs' if key[2] == 'two' else 'all edges'}" for key, rows in keys.items()]
     axes[0].set_xticks(range(len(names)), names, fontsize=7)
-    axes[0].set_ylabel("Spearman, supernet loss\nagainst true accuracy")
+    axes[0].axhline(0, color="black", lw=0.6)
+    axes[0].set_ylabel("Spearman's correlation, supernet loss\nagainst true accuracy")
     save(fig, "ranking", options)
 
 
@@ -793,18 +799,18 @@ def collect_variance(options: argparse.Namespace) -> list[dict]:
 def draw_variance(found: list[dict], options: argparse.Namespace) -> None:
     """Every curve divided by its value at K=1, beside the line 1/K."""
     table, curves = [], {}
-    for key, rows in groups(found, "tau", "of", "batch").items():
+    for key, rows in groups(found, "state", "of", "batch").items():
         first = {row["seed"]: row["variance"] for row in rows if row["K"] == 1}
         curves[key] = {
             k[0]: [row["variance"] / first[row["seed"]] for row in part] for k, part in groups(rows, "K").items()
         }
-        row = dict(zip(("tau", "of", "batch"), key)) | dict(seeds=len(first))
+        row = dict(zip(("state", "of", "batch"), key)) | dict(seeds=len(first))
         table.append(row | {f"K={k:g}, times K": show([k * v for v in values]) for k, values in curves[key].items()})
     print(train.tabulate(table, "markdown"))
-    taus = sorted({key[0] for key in curves}, reverse=True)
-    fig, axes = figure(len(taus), 3.6, 3.0)
-    for axis, tau in zip(axes, taus):
-        for (_, of, batch), curve in ((key, c) for key, c in curves.items() if key[0] == tau):
+    states = list(dict.fromkeys(key[0] for key in curves))
+    fig, axes = figure(len(states), 3.6, 3.0)
+    for axis, state in zip(axes, states):
+        for (_, of, batch), curve in ((key, c) for key, c in curves.items() if key[0] == state):
             colour, style = COLOURS["rome-v2" if of == "alpha" else "rome-v1"], "o-" if batch == "fixed" else "s--"
             values = [statistics.fmean(curve[k]) for k in curve]
             axis.loglog(list(curve), values, style, color=colour, ms=4, lw=1, label=f"{of}, {batch} batch")
@@ -812,7 +818,7 @@ def draw_variance(found: list[dict], options: argparse.Namespace) -> None:
         axis.loglog(ks, [1 / k for k in ks], color="#888888", lw=0.8, label="1/K")
         axis.set_xticks(ks, [f"{k:g}" for k in ks])
         axis.minorticks_off()
-        axis.set(title=f"tau = {tau:g}", xlabel="K")
+        axis.set(title=f"alpha and beta {state}", xlabel="K")
         axis.legend(fontsize=7)
     axes[0].set_ylabel("variance of the gradient, K=1 is 1")
     save(fig, "variance", options)
