@@ -761,6 +761,8 @@ def collect_ranking(options: argparse.Namespace) -> list[dict]:
             top = sorted(zip(true, rows), key=lambda pair: pair[0])[len(rows) // 2 :]  # the better half
             row["loss_top_half"] = spearman([-r["loss"] for _, r in top], [t for t, _ in top])
             row["accuracy"] = spearman([row["accuracy"] for row in rows], true)
+            free = [sum(row["cell"].count(op) for op in "14") for row in rows]
+            row["free"], row["free_true"] = spearman([-row["loss"] for row in rows], free), spearman(true, free)
             row["log_p"] = spearman([row["log_p"] for row in rows], true) if row["method"] != "gdas" else math.nan
             found.append(row | dict(best_by_loss=true[min(range(len(rows)), key=lambda i: rows[i]["loss"])]))
     return found
@@ -771,7 +773,7 @@ def draw_ranking(found: list[dict], options: argparse.Namespace) -> None:
     table = []
     for (_, _, space), rows in keys.items():
         row = dict(supernet=label(rows[0]), cells=dict(two="ROME's space", all="all edges")[space], seeds=len(rows))
-        for name in ("loss", "loss_top_half", "accuracy", "log_p", "best_by_loss"):
+        for name in ("loss", "loss_top_half", "accuracy", "log_p", "free", "free_true", "best_by_loss"):
             row[name] = show([r[name] for r in rows])
         table.append(row)
     print(train.tabulate(table, "markdown"))
