@@ -61,7 +61,7 @@ FULL = dict(
         flags=dict(
             cells=4, channels=8, batch_size=16, image_size=12, fraction=0.0625, epochs=30, alpha_weight_decay=0,
         ),
-        passes=112, seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rates=(0.03, 0.005),
+        passes=112, seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rates=(0.03, 0.005), longer=60,
     ),
     truth=dict(
         flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=10, alpha_weight_decay=0),
@@ -77,7 +77,7 @@ FULL = dict(
 TINY = dict(
     collapse=dict(
         flags=dict(cells=3, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4, seeds=(0,),
-        spaces=("s2",), rates=(0.025,),
+        spaces=("s2",), rates=(0.03,), longer=2,
     ),
     truth=dict(
         flags=dict(space="nb201", cells=1, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4,
@@ -91,6 +91,7 @@ TINY = dict(
     ranking=dict(cells=5, batches=1), variance=dict(samples=(1, 2), pool=4, tau=5.0),
 )  # fmt: skip
 METHODS = ("gdas", "rome-v2")
+PAIR = (("gdas", 1), ("rome-v2", 7))  # as the paper has them
 # Table 6: topology disentanglement, accumulation over K=7 of the weights, of alpha. Off: all edges, K=1.
 ROWS = [(method, alpha, theta) for method in METHODS for theta in (1, 7) for alpha in (1, 7)]
 
@@ -117,10 +118,12 @@ def collapse(sizes: dict) -> list[Run]:
     for seed in setting["seeds"]:
         for space in setting["spaces"]:
             for rate in setting["rates"] if space == "s2" else setting["rates"][:1]:
-                runs += [search(setting, seed, "gdas", (1, 1), rate, space=space)]
-                runs += [search(setting, seed, "rome-v2", (7, 7), rate, space=space)]
+                runs += [search(setting, seed, method, (k, k), rate, space=space) for method, k in PAIR]
             if space == "s2":
-                runs += [search(setting, seed, "rome-v1", (7, 7), setting["rates"][0], space=space)]
+                arms = [("rome-v1", 7, {})] + [(m, k, dict(epochs=setting["longer"])) for m, k in PAIR]
+                runs += [
+                    search(setting, seed, m, (k, k), setting["rates"][0], space=space, **more) for m, k, more in arms
+                ]
     return runs
 
 
@@ -186,7 +189,7 @@ def cells(sizes: dict) -> list[Run]:
     setting, runs = sizes["collapse"], []
     for seed in setting["seeds"]:
         for space in setting["spaces"][:2]:
-            for method, k in (("gdas", 1), ("rome-v2", 7)):
+            for method, k in PAIR:
                 found = search(setting, seed, method, (k, k), setting["rates"][0], space=space)
                 runs += [found, retrain(sizes, seed, "", found.name)]
         runs += [retrain(sizes, seed, name) for name in sizes["published"]]
@@ -521,7 +524,7 @@ def collect_collapse(options: argparse.Namespace) -> list[dict]:
 
 def last_epochs(found: list[dict]) -> list[dict]:
     """The last row of every run."""
-    keys = "space", "method", "K_alpha", "K_theta", "alpha_lr", "seed"
+    keys = "space", "method", "K_alpha", "K_theta", "alpha_lr", "epochs", "seed"
     return [rows[-1] for rows in groups(found, *keys).values()]
 
 
@@ -538,26 +541,18 @@ def free_table(found: list[dict], keys: tuple) -> list[dict]:
 
 
 def draw_collapse(found: list[dict], options: argparse.Namespace) -> None:
-    print(train.tabulate(free_table(found, ("space", "method", "K_alpha", "alpha_lr")), "markdown"))
-    spaces = list(dict.fromkeys(row["space"] for row in found))
-    fig, axes = figure(len(spaces), 3.6, 3.0)
-    rates = sorted({row["alpha_lr"] for row in found}, reverse=True)
-    for axis, space in zip(axes, spaces):
-        of_space = [row for row in found if row["space"] == space]
-        for (method, rate), rows in groups(of_space, "method", "alpha_lr").items():
+    print(train.tabulate(free_table(found, ("space", "method", "K_alpha", "alpha_lr", "epochs")), "markdown"))
+    panels, rates = groups(found, "space", "epochs"), sorted({row["alpha_lr"] for row in found}, reverse=True)
+    fig, axes = figure(len(panels), 3.6, 3.0)
+    for axis, ((space, epochs), part) in zip(axes, panels.items()):
+        for (method, rate), rows in groups(part, "method", "alpha_lr").items():
             each = list(groups(rows, "seed").values())
-            curves = [[row["parameter_free_normal"] for row in curve] for curve in each]
+            counts = [[row["parameter_free_normal"] for row in curve] for curve in each]
+            name = label(rows[0]) + (f", alpha at {rate:g}" if len(rates) > 1 else "")
             style = "-" if rate == rates[0] else "--"
-            band(
-                axis,
-                curves,
-                [row["passes"] / 1000 for row in each[0]],
-                f"{label(rows[0])}, {rate:g}",
-                COLOURS[method],
-                style,
-            )
-        axis.set(title=space, xlabel="sub-network passes (thousands)", ylim=(-0.2, 8.2))
-        axis.legend(fontsize=6.5)
+            band(axis, counts, [row["passes"] / 1000 for row in each[0]], name, COLOURS[method], style)
+        axis.set(title=f"{space}, {epochs:g} epochs", xlabel="sub-network passes (thousands)", ylim=(-0.2, 8.2))
+        axis.legend(fontsize=7)
     axes[0].set_ylabel("parameter-free ops of the normal cell")
     save(fig, "collapse", options)
 
