@@ -132,7 +132,7 @@ def rows(sizes: dict) -> list[Run]:
     setting = sizes["truth"]
     return [
         search(setting, seed, method, (alpha, theta), setting["rate"])
-        for seed in setting["seeds"][:3]
+        for seed in setting["seeds"]
         for method, alpha, theta in ROWS
     ]
 
@@ -150,9 +150,9 @@ TUNING = 100  # the least seed of tuning
 def truth(sizes: dict) -> list[Run]:
     """True accuracy of the cells found in NAS-Bench-201."""
     setting = sizes["truth"]
-    arms = [("rome-v2", (k, k), setting["rate"], {}) for k in (1, 4, 7)] + [("gdas", (1, 1), setting["rate"], {})]
-    arms += [("rome-v2", (7, 7), setting["rate"], dict(epochs=setting["longer"]))]
-    return [search(setting, s, *arm[:3], **arm[3]) for s in setting["seeds"] for arm in arms]
+    arms = [("rome-v2", 1, {}), ("rome-v2", 4, {}), ("rome-v2", 7, {}), ("gdas", 1, {}), ("gdas", 7, {})]
+    arms += [("rome-v2", 7, dict(epochs=setting["longer"]))]
+    return [search(setting, s, m, (k, k), setting["rate"], **more) for s in setting["seeds"] for m, k, more in arms]
 
 
 def tuning(sizes: dict) -> list[Run]:
@@ -465,9 +465,13 @@ def epochs_of(folder: Path) -> list[dict]:
     return read(folder / "metrics.csv")
 
 
+def label_of(method: str) -> str:
+    return "GDAS" if method == "gdas" else method.replace("rome", "ROME")
+
+
 def label(row: dict) -> str:
     k = f"{row['K_alpha']:g}" if row["K_alpha"] == row["K_theta"] else f"{row['K_alpha']:g}/{row['K_theta']:g}"
-    return f"{dict(gdas='GDAS').get(row['method'], row['method'].replace('rome', 'ROME'))}, K={k}"
+    return f"{label_of(row['method'])}, K={k}"
 
 
 def figure(columns: int, width: float = 3.4, height: float = 2.9):
@@ -553,7 +557,7 @@ def draw_collapse(found: list[dict], options: argparse.Namespace) -> None:
             band(axis, counts, [row["passes"] / 1000 for row in each[0]], name, COLOURS[method], style)
         axis.set(title=f"{space}, {epochs:g} epochs", xlabel="sub-network passes (thousands)", ylim=(-0.2, 8.2))
         axis.legend(fontsize=7)
-    axes[0].set_ylabel("parameter-free ops of the normal cell")
+    axes[0].set_ylabel("parameter-free ops, normal cell")
     save(fig, "collapse", options)
 
 
@@ -699,22 +703,19 @@ def collect_curves(options: argparse.Namespace) -> list[dict]:
 
 
 def draw_curves(found: list[dict], options: argparse.Namespace) -> None:
-    fig, axes = figure(2, 3.8, 3.1)
-    same = [tuple(row[name] for name in SETTINGS[3:]) for row in found]
-    shown = [row for row, key in zip(found, same) if key == same[0] and row["K_alpha"] == row["K_theta"] in (1, 7)]
-    parts = groups(shown, "method", "K_alpha")
-    for axis, (column, title) in zip(
-        axes, [("skips", "skip connections in the cell"), ("c10_test", "true CIFAR-10 test accuracy, %")]
-    ):
-        for (method, k), rows in parts.items():
+    fig, axes = figure(4, 2.5, 2.8)
+    shown = [row for row in found if row["epochs"] == found[0]["epochs"]]
+    panels = [(column, k) for column in ("skips", "c10_test") for k in (1, 7)]
+    for axis, (column, k) in zip(axes, panels):
+        part = [row for row in shown if row["K_alpha"] == row["K_theta"] == k]
+        for (method,), rows in groups(part, "method").items():
             each = list(groups(rows, "seed").values())
-            style = "--" if k == 1 else "-"
             values = [[row[column] for row in curve] for curve in each]
-            band(axis, values, [row["passes"] / 1000 for row in each[0]], label(rows[0]), COLOURS[method], style)
-        axis.set(xlabel="sub-network passes (thousands)", ylabel=title)
-    axes[0].set_ylim(0)
-    axes[1].set_ylim(75, 95)
-    axes[0].legend(fontsize=7)
+            band(axis, values, [row["passes"] / 1000 for row in each[0]], label(rows[0]), COLOURS[method])
+        axis.set(xlabel="passes (thousands)", ylim=(0, 5) if column == "skips" else (70, 95))
+        axis.legend(fontsize=7, loc="upper right" if column == "skips" else "lower right")
+    axes[0].set_ylabel("skip connections in the cell")
+    axes[2].set_ylabel("true CIFAR-10 test accuracy, %")
     save(fig, "curves", options)
 
 
@@ -866,10 +867,6 @@ def draw_cells(found: list[dict], options: argparse.Namespace) -> None:
     axes[1].set(xlabel="supernet accuracy of the derived cell, %", ylabel="test accuracy after retraining, %")
     axes[1].legend(fontsize=7)
     save(fig, "cells", options)
-
-
-def label_of(method: str) -> str:
-    return "GDAS" if method == "gdas" else method.replace("rome", "ROME")
 
 
 ANALYSES = dict(
