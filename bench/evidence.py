@@ -9,8 +9,9 @@ reads the runs' folders, writes CSV files and draws a figure. docs/evidence.md h
     python bench/evidence.py run all --tiny                      smallest sizes, on drawn shapes: shows that it runs
 
 Runs are done seed by seed. A finished one is left alone, an interrupted one goes on, and one that another process has
-claimed (by a lock on a file) is passed over, so several processes may work side by side; --jobs starts them. `analyse`
-works on the runs that are finished; without any it draws the figures from the CSV files as they are.
+claimed (by a lock on a file) is passed over, so several processes may work side by side; --jobs starts them. A file `stop`
+in the runs' folder ends them after the run that they are at. `analyse` works on the runs that are finished; without any it
+draws the figures from the CSV files as they are.
 """
 
 import argparse
@@ -622,7 +623,7 @@ def collect_truth(options: argparse.Namespace) -> list[dict]:
     """The cells found, and random sampling of both spaces: its expectation exactly, the best of n chosen by c10_val."""
     table, found = table_of(options), collect_cells_found("truth", options)
     test = table["c10_test"]
-    for space in ("two", "all") if found else ():
+    for space in ("two", "all"):
         order = sorted(matched(table, space), key=lambda cell: table["c10_val"][cell], reverse=True)
         count, best = len(order), max(test[cell] for cell in order)
         for n in (1, 10, 100):
@@ -885,7 +886,8 @@ def analyse(options: argparse.Namespace) -> int:
     for name in STUDIES if "all" in options.studies else options.studies:
         collect, draw = ANALYSES[name]
         path = Path(options.results) / f"{name}.csv"
-        found = collect(options)
+        started = any(finished(run, options) for run in STUDIES[name](TINY if options.tiny else FULL))
+        found = collect(options) if started else []
         if found:
             write(path, found)
         if path.exists():
@@ -917,6 +919,10 @@ def main(words: list[str] | None = None) -> int:
     unknown = set(options.studies) - {*STUDIES, "all"}
     if unknown:
         parser.error(f"no study is called {', '.join(sorted(unknown))}; there are {', '.join([*STUDIES, 'all'])}")
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        parser.error(f"--only {options.only} is no regular expression: {error}")
     torch.set_num_threads(options.threads)
     options.runs = options.runs or f"runs/evidence{'-tiny' * options.tiny}"
     options.results = options.results or (Path(options.runs) if options.tiny else HERE / "results" / "evidence")
@@ -938,4 +944,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"evidence.py: error: {train.first_line(error)}", file=sys.stderr)
+        sys.exit(2)
