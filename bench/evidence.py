@@ -9,9 +9,9 @@ reads the runs' folders, writes CSV files and draws a figure. docs/evidence.md h
     python bench/evidence.py run all --tiny                      smallest sizes, on drawn shapes: shows that it runs
 
 Runs are done seed by seed. A finished one is left alone, an interrupted one goes on, and one that another process has
-claimed (by a lock on a file) is passed over, so several processes may work side by side; --jobs starts them. A file `stop`
-in the runs' folder ends them after the run that they are at. `analyse` works on the runs that are finished; without any it
-draws the figures from the CSV files as they are.
+claimed (by a lock on a file) is passed over, so several processes may work side by side; --jobs starts them. A file
+`stop` in the runs' folder ends them after the run that they are at. `analyse` works on the runs that are finished;
+without any it draws the figures from the CSV files as they are.
 """
 
 import argparse
