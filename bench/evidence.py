@@ -774,13 +774,26 @@ def draw_ranking(found: list[dict], options: argparse.Namespace) -> None:
             row[name] = show([r[name] for r in rows])
         table.append(row)
     print(train.tabulate(table, "markdown"))
-    fig, axes = figure(1, 6.8, 3.0)
-    for place, ((method, _, _), rows) in enumerate(keys.items()):
-        values = [row["loss"] for row in rows]
-        axes[0].bar(place, mean_std(values)[0], color=COLOURS[method], alpha=0.35)
-        axes[0].plot([place] * len(values), values, "o", color=COLOURS[method], ms=4)
-    names = [f"{label(rows[0])}\n{'two inputs' if key[2] == 'two' else 'all edges'}" for key, rows in keys.items()]
-    axes[0].set_xticks(range(len(names)), names, fontsize=7)
+    pairs = []
+    fig, axes = figure(1, 6.8, 3.2)
+    for place, ((method, space), rows) in enumerate(groups(found, "method", "cells").items()):
+        seeds = {k: {row["seed"]: row["loss"] for row in part} for (k,), part in groups(rows, "K_alpha").items()}
+        both = [[values[seed] for values in seeds.values()] for seed in set.intersection(*map(set, seeds.values()))]
+        x = [3 * place + i for i in range(len(seeds))]
+        for values in both:
+            axes[0].plot(x, values, "o-", color=COLOURS[method], ms=4, lw=0.8, alpha=0.5)
+        axes[0].plot(x, [statistics.fmean(column) for column in zip(*both)], color=COLOURS[method], lw=3)
+        name = f"{label_of(method)}'s supernet, {'two inputs' if space == 'two' else 'all edges'}"
+        axes[0].text(x[0] + 0.5, 0.62, name.replace(", ", "\n"), ha="center", fontsize=8, color=COLOURS[method])
+        gains = [values[-1] - values[0] for values in both]
+        pairs.append(
+            {"supernet and cells": name, "seeds": len(gains), "K=7 - K=1": show(gains), "least": f"{min(gains):.2f}"}
+        )
+    print(train.tabulate(pairs, "markdown"))
+    ks = sorted({row["K_alpha"] for row in found})
+    places = [3 * place + i for place in range(len(pairs)) for i in range(len(ks))]
+    axes[0].set_xticks(places, [f"K={k:g}" for _ in pairs for k in ks])
+    axes[0].set_ylim(-0.8, 0.8)
     axes[0].axhline(0, color="black", lw=0.6)
     axes[0].set_ylabel("Spearman's correlation, supernet loss\nagainst true accuracy")
     save(fig, "ranking", options)
