@@ -661,7 +661,7 @@ def draw_truth(found: list[dict], options: argparse.Namespace) -> None:
     print(train.tabulate(truth_table(searches, where), "markdown"))
     by_chance = [row for row in found if row["K_alpha"] == ""]
     print(train.tabulate([{k: v for k, v in row.items() if v != ""} for row in by_chance], "markdown"))
-    fig, axes = figure(1, 6.6, 3.2)
+    fig, axes = figure(1, 7.6, 3.2)
     report = groups(searches, *SETTINGS)
     for place, (key, rows) in enumerate(report.items()):
         values = [row["c10_test"] for row in rows]
