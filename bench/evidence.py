@@ -758,6 +758,9 @@ def collect_ranking(options: argparse.Namespace) -> list[dict]:
             top = sorted(zip(true, rows), key=lambda pair: pair[0])[len(rows) // 2 :]  # the better half
             row["loss_top_half"] = spearman([-r["loss"] for _, r in top], [t for t, _ in top])
             row["accuracy"] = spearman([row["accuracy"] for row in rows], true)
+            for left_out in range(3) if space == "two" else ():  # of node 3's inputs
+                losses = [r["loss"] for r in rows if r["cell"][3 + left_out] == "0"]
+                row[f"loss_without_{left_out}"] = statistics.fmean(losses) if losses else math.nan
             free = [sum(row["cell"].count(op) for op in "14") for row in rows]
             row["free"], row["free_true"] = spearman([-row["loss"] for row in rows], free), spearman(true, free)
             row["log_p"] = spearman([row["log_p"] for row in rows], true) if row["method"] != "gdas" else math.nan
