@@ -538,7 +538,8 @@ def free_table(found: list[dict], keys: tuple) -> list[dict]:
     table = []
     for key, rows in groups(found, *keys).items():
         last = last_epochs(rows)
-        row = dict(zip(keys, key)) | dict(seeds=len(last), Num=show([r["parameter_free_normal"] for r in last], 1))
+        row = {name: f"{v:g}" if isinstance(v, float) else v for name, v in zip(keys, key)}
+        row |= dict(seeds=len(last), Num=show([r["parameter_free_normal"] for r in last], 1))
         row["Num, mean of the search"] = show([r["parameter_free_normal"] for r in rows], 1)
         row["reduction cell"] = show([r["parameter_free_reduce"] for r in last], 1)
         table.append(row | {"supernet accuracy %": show([r["supernet_accuracy"] for r in last], 1)})
@@ -660,7 +661,9 @@ def draw_truth(found: list[dict], options: argparse.Namespace) -> None:
     where = "c10_test", "best_ops", "best_topology", "mean_topology", "sequential"
     print(train.tabulate(truth_table(searches, where), "markdown"))
     by_chance = [row for row in found if row["K_alpha"] == ""]
-    print(train.tabulate([{k: v for k, v in row.items() if v != ""} for row in by_chance], "markdown"))
+    names = "method", "c10_test", "c100_test", "regret_own", "regret"
+    table = [{n: f"{row[n]:.2f}" if isinstance(row[n], float) else row[n] for n in names} for row in by_chance]
+    print(train.tabulate(table, "markdown"))
     fig, axes = figure(1, 7.6, 3.2)
     report = groups(searches, *SETTINGS)
     for place, (key, rows) in enumerate(report.items()):
