@@ -1782,16 +1782,19 @@ def main(argv: list[str] | None = None) -> int:
     stage, Stop.signal, Stop.agreed, Stop.folder = given.pop("command"), None, False, None
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return answer(stage, given, words, parser)
+        status = answer(stage, given, words, parser)
     except Interrupted:
         saved = "the state is saved; the same command with --resume goes on"
         then = saved if stage in ("search", "retrain") else "stopped"
         print(f"{signal.Signals(Stop.signal).name}: {then}", file=sys.stderr)
-        return 128 + Stop.signal
+        status = 128 + Stop.signal
     finally:
         Stop.signal = None
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if dist.is_initialized() and status != 1:  # after the loss of a rank this might wait for it
+        dist.destroy_process_group()
+    return status
 
 
 def answer(stage: str, given: dict, words: list[str], parser: Parser) -> int:
