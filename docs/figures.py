@@ -21,10 +21,10 @@ import train  # noqa: E402
 INK, PAPER, GREY = genotypes._INK, genotypes._PAPER, "#c6cbd1"
 EDGES = [(i, j) for j in (2, 3, 4, 5) for i in range(j)]  # of a DARTS cell, in the order of alpha's rows
 # The cell of cells.svg: the README's search on 8,000 CIFAR-10 images.
-CIFAR = """Genotype(normal=[('skip_connect', 0), ('skip_connect', 1), ('skip_connect', 0), ('dil_conv_5x5', 1),
-    ('dil_conv_3x3', 0), ('dil_conv_5x5', 1), ('sep_conv_5x5', 2), ('sep_conv_3x3', 1)], normal_concat=[2, 3, 4, 5],
-    reduce=[('dil_conv_5x5', 0), ('avg_pool_3x3', 1), ('max_pool_3x3', 0), ('sep_conv_5x5', 2), ('max_pool_3x3', 0),
-    ('max_pool_3x3', 2), ('avg_pool_3x3', 0), ('dil_conv_3x3', 1)], reduce_concat=[2, 3, 4, 5])"""
+CIFAR = """Genotype(normal=[('sep_conv_5x5', 0), ('dil_conv_5x5', 1), ('avg_pool_3x3', 0), ('dil_conv_5x5', 1),
+    ('skip_connect', 0), ('max_pool_3x3', 3), ('max_pool_3x3', 0), ('dil_conv_3x3', 1)], normal_concat=[2, 3, 4, 5],
+    reduce=[('dil_conv_5x5', 0), ('sep_conv_3x3', 1), ('avg_pool_3x3', 0), ('sep_conv_5x5', 2), ('max_pool_3x3', 0),
+    ('avg_pool_3x3', 1), ('max_pool_3x3', 0), ('dil_conv_5x5', 2)], reduce_concat=[2, 3, 4, 5])"""
 
 
 def save(canvas: figure.Figure, name: str) -> None:
