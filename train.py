@@ -654,6 +654,10 @@ def set_up(config: dict) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         # Waiting for the other processes hears no handler; there is nothing to save yet.
         handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Optimizers import torch.distributed.nn, whose default arguments would keep the group, and threads that may
+        # abort while Python exits, after destroy_process_group. Imported now they hold None.
+        from torch.distributed import nn as _  # noqa: F401
+
         dist.init_process_group("nccl" if name == "cuda" else "gloo")
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -1792,7 +1796,7 @@ def main(argv: list[str] | None = None) -> int:
         Stop.signal = None
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if dist.is_initialized() and status != 1:  # after the loss of a rank this might wait for it
+    if dist.is_initialized() and (status != 1 or dist.get_backend() == "gloo"):  # NCCL might wait for a lost rank
         dist.destroy_process_group()
     return status
 
