@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401, imported later, by an optimizer, it would hold the process group: train.set_up
 import torch.multiprocessing
 from common import arguments, batch, optimizers, report, row, seeded
 
