@@ -62,7 +62,8 @@ FULL = dict(
         flags=dict(
             cells=4, channels=8, batch_size=16, image_size=12, fraction=0.0625, epochs=30, alpha_weight_decay=0,
         ),
-        passes=112, seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rates=(0.03, 0.005), longer=60,
+        passes=112, seeds=(0, 1, 2, 3, 4), spaces=("s2", "darts", "s4"), rate=0.03,
+        longer=(120, 0.005),
     ),
     truth=dict(
         flags=dict(space="nb201", cells=1, channels=8, batch_size=32, image_size=16, epochs=10, alpha_weight_decay=0),
@@ -78,7 +79,7 @@ FULL = dict(
 TINY = dict(
     collapse=dict(
         flags=dict(cells=3, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4, seeds=(0,),
-        spaces=("s2",), rates=(0.03,), longer=2,
+        spaces=("s2",), rate=0.03, longer=(2, 0.005),
     ),
     truth=dict(
         flags=dict(space="nb201", cells=1, channels=2, batch_size=8, image_size=8, fraction=0.003, epochs=1), passes=4,
@@ -93,13 +94,14 @@ TINY = dict(
 )  # fmt: skip
 METHODS = ("gdas", "rome-v2")
 PAIR = (("gdas", 1), ("rome-v2", 7))  # as the paper has them
+LONGER = (("rome-v2", 7), ("gdas", 1), ("rome-v2", 1))  # of the searches in NAS-Bench-201
 # Table 6: topology disentanglement, accumulation over K=7 of the weights, of alpha. Off: all edges, K=1.
 ROWS = [(method, alpha, theta) for method in METHODS for theta in (1, 7) for alpha in (1, 7)]
 
 
 def search(setting: dict, seed: int, method: str, samples: tuple, rate: float, **more) -> Run:
     """A search with K = samples of alpha and of the weights; the more of both, the fewer its steps."""
-    warmup, epochs = more.get("warmup", 0), setting["flags"]["epochs"]
+    warmup, epochs = more.get("warmup", 0), more.get("epochs", setting["flags"]["epochs"])
     passes = setting["passes"] * epochs / (samples[0] * (epochs - warmup) + samples[1] * epochs)
     flags = setting["flags"] | dict(method=method, samples_alpha=samples[0], samples_theta=samples[1])
     flags |= dict(steps_per_epoch=max(1, round(passes)), alpha_lr=rate) | more  # more epochs: more passes
@@ -114,27 +116,29 @@ def retrain(sizes: dict, seed: int, genotype: str, needs: str = "") -> Run:
 
 
 def collapse(sizes: dict) -> list[Run]:
-    """Parameter-free ops of the normal cell over the search, with alpha's rate as a variable in s2."""
+    """Parameter-free ops of the normal cell over the search; in the first space also ROME-v1 and longer searches."""
     setting, runs = sizes["collapse"], []
+    epochs, slow = setting["longer"]
     for seed in setting["seeds"]:
         for space in setting["spaces"]:
-            for rate in setting["rates"] if space == "s2" else setting["rates"][:1]:
-                runs += [search(setting, seed, method, (k, k), rate, space=space) for method, k in PAIR]
-            if space == "s2":
-                arms = [("rome-v1", 7, {})] + [(m, k, dict(epochs=setting["longer"])) for m, k in PAIR]
-                runs += [
-                    search(setting, seed, m, (k, k), setting["rates"][0], space=space, **more) for m, k, more in arms
-                ]
+            arms = [(*pair, setting["rate"], {}) for pair in PAIR]
+            if space == setting["spaces"][0]:
+                arms += [("rome-v1", 7, setting["rate"], {})] + [(*pair, slow, dict(epochs=epochs)) for pair in PAIR]
+            runs += [search(setting, seed, m, (k, k), rate, space=space, **more) for m, k, rate, more in arms]
     return runs
 
 
 def rows(sizes: dict) -> list[Run]:
-    """Table 6: which part brings it, by the true accuracy of the cells found in NAS-Bench-201."""
+    """Table 6: which part brings it, by the true accuracy of the cells found in NAS-Bench-201.
+
+    Equal passes leave K=7 of alpha alone few steps; a ninth row gives it as many as K=1 of both has.
+    """
     setting = sizes["truth"]
+    arms = [(*row, {}) for row in ROWS] + [("rome-v2", 7, 1, dict(steps_per_epoch=setting["passes"] // 2))]
     return [
-        search(setting, seed, method, (alpha, theta), setting["rate"])
+        search(setting, seed, method, (alpha, theta), setting["rate"], **more)
         for seed in setting["seeds"]
-        for method, alpha, theta in ROWS
+        for method, alpha, theta, more in arms
     ]
 
 
@@ -143,7 +147,9 @@ CANDIDATES = [
     ("rome-v2", (7, 7), 0.03, dict(alpha_weight_decay=0.001)), ("gdas", (1, 1), 0.03, dict(alpha_weight_decay=0.001)),
     ("rome-v2", (7, 7), 0.1, dict(alpha_weight_decay=0.001)), ("gdas", (1, 1), 0.003, dict(alpha_weight_decay=0.001)),
     ("rome-v2", (7, 7), 0.1, dict(alpha_weight_decay=0.001, warmup=4)), ("rome-v2", (7, 7), 0.03, {}),
-    ("gdas", (1, 1), 0.03, {}), ("rome-v2", (7, 7), 0.03, dict(tau_max=1)),
+    ("gdas", (1, 1), 0.03, {}), ("rome-v2", (7, 7), 0.03, dict(tau_max=1)), ("rome-v2", (7, 7), 0.01, {}),
+    ("rome-v2", (7, 7), 0.03, dict(warmup=4)), ("rome-v2", (7, 7), 0.03, dict(epochs=40)),
+    ("rome-v2", (7, 7), 0.03, dict(epochs=40, warmup=20)),
 ]  # fmt: skip
 TUNING = 100  # the least seed of tuning
 
@@ -152,7 +158,7 @@ def truth(sizes: dict) -> list[Run]:
     """True accuracy of the cells found in NAS-Bench-201."""
     setting = sizes["truth"]
     arms = [("rome-v2", 1, {}), ("rome-v2", 4, {}), ("rome-v2", 7, {}), ("gdas", 1, {}), ("gdas", 7, {})]
-    arms += [("rome-v2", 7, dict(epochs=setting["longer"]))]
+    arms += [(m, k, dict(epochs=setting["longer"])) for m, k in LONGER]
     return [search(setting, s, m, (k, k), setting["rate"], **more) for s in setting["seeds"] for m, k, more in arms]
 
 
@@ -175,7 +181,14 @@ def ranking(sizes: dict) -> list[Run]:
     """Loss of random cells in the supernet against their true accuracy."""
     setting = sizes["truth"]
     arms = [(method, k) for k in (1, 7) for method in METHODS]
-    searches = [search(setting, s, m, (k, k), setting["rate"]) for s in setting["seeds"] for m, k in arms]
+    lengths = {}, dict(epochs=setting["longer"])
+    searches = [
+        search(setting, s, m, (k, k), setting["rate"], **more)
+        for s in setting["seeds"]
+        for more in lengths
+        for m, k in arms
+        if not more or (m, k) in LONGER
+    ]
     return searches + on_checkpoints("ranking", searches)
 
 
@@ -191,7 +204,7 @@ def cells(sizes: dict) -> list[Run]:
     for seed in setting["seeds"]:
         for space in setting["spaces"][:2]:
             for method, k in PAIR:
-                found = search(setting, seed, method, (k, k), setting["rates"][0], space=space)
+                found = search(setting, seed, method, (k, k), setting["rate"], space=space)
                 runs += [found, retrain(sizes, seed, "", found.name)]
         runs += [retrain(sizes, seed, name) for name in sizes["published"]]
     return runs
@@ -452,7 +465,7 @@ def about(run: Run) -> dict:
     row = dict(space=flags["space"], method=flags["method"], K_alpha=flags["samples_alpha"])
     row |= dict(K_theta=flags["samples_theta"], alpha_lr=flags["alpha_lr"], warmup=flags.get("warmup", 0))
     row |= dict(alpha_decay=flags.get("alpha_weight_decay", 1e-3), tau_max=flags.get("tau_max", 10))
-    return row | dict(epochs=flags["epochs"], seed=run.seed)
+    return row | dict(epochs=flags["epochs"], steps=flags["epochs"] * flags["steps_per_epoch"], seed=run.seed)
 
 
 def minutes(folder: Path) -> float:
@@ -707,27 +720,34 @@ def collect_curves(options: argparse.Namespace) -> list[dict]:
 
 
 def draw_curves(found: list[dict], options: argparse.Namespace) -> None:
-    fig, axes = figure(4, 2.5, 2.8)
-    shown = [row for row in found if row["epochs"] == found[0]["epochs"]]
-    panels = [(column, k) for column in ("skips", "c10_test") for k in (1, 7)]
-    for axis, (column, k) in zip(axes, panels):
-        part = [row for row in shown if row["K_alpha"] == row["K_theta"] == k]
-        for (method,), rows in groups(part, "method").items():
-            each = list(groups(rows, "seed").values())
-            values = [[row[column] for row in curve] for curve in each]
-            band(axis, values, [row["passes"] / 1000 for row in each[0]], label(rows[0]), COLOURS[method])
-        axis.set(xlabel="passes (thousands)", ylim=(0, 5) if column == "skips" else (70, 95))
-        axis.legend(fontsize=7, loc="upper right" if column == "skips" else "lower right")
-    axes[0].set_ylabel("skip connections in the cell")
-    axes[2].set_ylabel("true CIFAR-10 test accuracy, %")
+    """Equal K only, short and long searches. GDAS's cell has 6 edges and ROME's 5, so ops are counted in percent."""
+    shown = [row for row in found if row["K_alpha"] == row["K_theta"] and row["K_alpha"] in (1, 7)]
+    lengths = groups(shown, "epochs")
+    fig, axes = figure(2 * len(lengths), 2.9, 2.9)
+    for place, ((epochs,), part) in enumerate(lengths.items()):
+        for (method, k), rows in groups(part, "method", "K_alpha").items():
+            for axis, value in zip(axes[2 * place :], (free_share, lambda row: row["c10_test"])):
+                each = list(groups(rows, "seed").values())
+                values = [[value(row) for row in curve] for curve in each]
+                x = [row["passes"] / 1000 for row in each[0]]
+                band(axis, values, x, label(rows[0]), COLOURS[method], "-" if k == 7 else "--")
+        for axis, limits, name in zip(axes[2 * place :], ((0, 105), (70, 95)), ("parameter-free ops", "true accuracy")):
+            axis.set(xlabel="passes (thousands)", ylim=limits, title=f"{name}, %; {epochs:g} epochs")
+            axis.title.set_fontsize(8)
+            axis.legend(fontsize=6, loc="upper right" if limits[0] == 0 else "lower right")
     save(fig, "curves", options)
 
 
+def free_share(row: dict) -> float:
+    """Skip connections and pools in percent of the edges of a cell of NAS-Bench-201."""
+    return 100 * (row["skips"] + row["pools"]) / (6 if row["method"] == "gdas" else 5)
+
+
 def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
-    keys, table = groups(found, "method", "K_theta", "K_alpha"), []
-    for (method, theta, alpha), rows in keys.items():
+    keys, table = groups(found, "method", "K_theta", "K_alpha", "steps"), []
+    for (method, theta, alpha, steps), rows in keys.items():
         row = {"topology sampled": "yes" if method != "gdas" else "no", "K of the weights": f"{theta:g}"}
-        row |= {"K of alpha": f"{alpha:g}", "seeds": len(rows)}
+        row |= {"K of alpha": f"{alpha:g}", "steps": f"{steps:g}", "seeds": len(rows)}
         for name, digits in (("c10_test", 2), ("c100_test", 2), ("regret_own", 2), ("rank", 0), ("free", 1)):
             row[name] = show([r[name] for r in rows], digits)
         table.append(row)
@@ -736,13 +756,13 @@ def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
     for axis, (column, title) in zip(
         axes, [("c10_test", "true CIFAR-10 test accuracy, %"), ("free", "parameter-free ops of the cell")]
     ):
-        for place, ((method, _, _), rows) in enumerate(keys.items()):
+        for place, ((method, *_), rows) in enumerate(keys.items()):
             values = [row[column] for row in rows]
             axis.plot([place] * len(values), values, "o", color=COLOURS[method], ms=4, alpha=0.7)
             axis.plot([place - 0.3, place + 0.3], [mean_std(values)[0]] * 2, color=COLOURS[method], lw=2)
-        names = [f"{alpha:g}/{theta:g}" for _, theta, alpha in keys]
-        axis.set_xticks(range(len(keys)), names, fontsize=8)
-        axis.set(xlabel="K of alpha / of the weights", ylabel=title)
+        names = [f"{alpha:g}/{theta:g}\n{steps:g}" for _, theta, alpha, steps in keys]
+        axis.set_xticks(range(len(keys)), names, fontsize=7)
+        axis.set(xlabel="K of alpha / of the weights; steps", ylabel=title)
     axes[1].plot([], [], "o", color=COLOURS["gdas"], label="all edges (GDAS)")
     axes[1].plot([], [], "o", color=COLOURS["rome-v2"], label="topology sampled (ROME-v2)")
     axes[1].legend(fontsize=8)
@@ -772,16 +792,18 @@ def collect_ranking(options: argparse.Namespace) -> list[dict]:
 
 
 def draw_ranking(found: list[dict], options: argparse.Namespace) -> None:
-    keys = groups(found, "method", "K_alpha", "cells")
+    keys = groups(found, "epochs", "method", "K_alpha", "cells")
     table = []
-    for (_, _, space), rows in keys.items():
-        row = dict(supernet=label(rows[0]), cells=dict(two="ROME's space", all="all edges")[space], seeds=len(rows))
+    for (epochs, _, _, space), rows in keys.items():
+        row = dict(supernet=label(rows[0]), epochs=f"{epochs:g}")
+        row |= dict(cells=dict(two="ROME's space", all="all edges")[space], seeds=len(rows))
         for name in ("loss", "loss_top_half", "accuracy", "log_p", "free", "free_true", "best_by_loss"):
             row[name] = show([r[name] for r in rows])
         table.append(row)
     print(train.tabulate(table, "markdown"))
     pairs = []
     fig, axes = figure(1, 6.8, 3.2)
+    found = [row for row in found if row["epochs"] == found[0]["epochs"]]
     for place, ((method, space), rows) in enumerate(groups(found, "method", "cells").items()):
         seeds = {k: {row["seed"]: row["loss"] for row in part} for (k,), part in groups(rows, "K_alpha").items()}
         both = [[values[seed] for values in seeds.values()] for seed in set.intersection(*map(set, seeds.values()))]
