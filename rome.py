@@ -198,12 +198,12 @@ class DepthwiseConv(nn.Conv2d):
         stride, dilation = (1, 1) if self.thinned else (stride, dilation)
         padding = dilation * (kernel // 2)
         super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+        self.slow = dilation > 1 or (kernel > 3 and stride == 1)  # oneDNN's gradient
 
     def forward(self, x: Tensor) -> Tensor:
         if self.thinned:
             x = x.permute(0, 2, 3, 1)[:, ::2, ::2].permute(0, 3, 1, 2)  # a gradient in channels-last
-        slow = self.dilation != (1, 1) or (self.kernel_size != (3, 3) and self.stride == (1, 1))  # oneDNN's gradient
-        if not slow or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if not self.slow or x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(x)
         return TurnedGradient.apply(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
 
