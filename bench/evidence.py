@@ -159,6 +159,7 @@ def truth(sizes: dict) -> list[Run]:
     setting = sizes["truth"]
     arms = [("rome-v2", 1, {}), ("rome-v2", 4, {}), ("rome-v2", 7, {}), ("gdas", 1, {}), ("gdas", 7, {})]
     arms += [(m, k, dict(epochs=setting["longer"])) for m, k in LONGER]
+    arms += [("rome-v2", 7, dict(epochs=setting["longer"], warmup=setting["longer"] // 2))]
     return [search(setting, s, m, (k, k), setting["rate"], **more) for s in setting["seeds"] for m, k, more in arms]
 
 
@@ -699,7 +700,7 @@ def draw_truth(found: list[dict], options: argparse.Namespace) -> None:
     names = []
     for key, rows in report.items():
         odd = [f"{name} {v:g}" for name, v, w in zip(SETTINGS[3:], key[3:], usual[3:]) if v != w]
-        names.append("\n".join([label(rows[0]), *odd]))
+        names.append("\n".join([*label(rows[0]).split(", "), *odd]))
     axes[0].set_xticks(range(len(names)), names, fontsize=7)
     axes[0].set_xlim(-0.5, len(report) - 0.5)
     axes[0].set_ylabel("true CIFAR-10 test accuracy, %")
@@ -725,12 +726,13 @@ def draw_curves(found: list[dict], options: argparse.Namespace) -> None:
     lengths = groups(shown, "epochs")
     fig, axes = figure(2 * len(lengths), 2.9, 2.9)
     for place, ((epochs,), part) in enumerate(lengths.items()):
-        for (method, k), rows in groups(part, "method", "K_alpha").items():
+        for (method, k, warmup), rows in groups(part, "method", "K_alpha", "warmup").items():
+            name, style = label(rows[0]) + ", warm-up" * bool(warmup), ":" if warmup else "-" if k == 7 else "--"
             for axis, value in zip(axes[2 * place :], (free_share, lambda row: row["c10_test"])):
                 each = list(groups(rows, "seed").values())
                 values = [[value(row) for row in curve] for curve in each]
                 x = [row["passes"] / 1000 for row in each[0]]
-                band(axis, values, x, label(rows[0]), COLOURS[method], "-" if k == 7 else "--")
+                band(axis, values, x, name, COLOURS[method], style)
         for axis, limits, name in zip(axes[2 * place :], ((0, 105), (70, 95)), ("parameter-free ops", "true accuracy")):
             axis.set(xlabel="passes (thousands)", ylim=limits, title=f"{name}, %; {epochs:g} epochs")
             axis.title.set_fontsize(8)
@@ -763,6 +765,7 @@ def draw_rows(found: list[dict], options: argparse.Namespace) -> None:
         names = [f"{alpha:g}/{theta:g}\n{steps:g}" for _, theta, alpha, steps in keys]
         axis.set_xticks(range(len(keys)), names, fontsize=7)
         axis.set(xlabel="K of alpha / of the weights; steps", ylabel=title)
+    axes[1].set_ylim(top=7.5)  # room for the legend
     axes[1].plot([], [], "o", color=COLOURS["gdas"], label="all edges (GDAS)")
     axes[1].plot([], [], "o", color=COLOURS["rome-v2"], label="topology sampled (ROME-v2)")
     axes[1].legend(fontsize=8)
