@@ -680,6 +680,17 @@ def precision(config: dict, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
+def start_momentum(sgd: torch.optim.SGD) -> None:
+    """Zeros as every parameter's first momentum: the step is the same, and fused SGD (CUDA) takes no missing buffer.
+
+    An operation that gets its first gradient at a later step than another has none, nor has anything after a first step
+    that loss scaling skips.
+    """
+    for group in sgd.param_groups:
+        for p in group["params"] if group["momentum"] else ():
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
 def reseed(config: dict, *place) -> None:
     """torch's default generators (the noise op, drop path), for one place in the run."""
     torch.manual_seed(keyed(config["seed"], *place, rank_and_world()[0]).initial_seed())
@@ -861,7 +872,9 @@ def search(config: dict, command: list[str]):
     weight_half, architecture_half = halves(train.labels.cpu(), config["fraction"], seed)
     weight_data = Stream(train, weight_half, config, "weights", device, statistics, augment=True)
     architecture_data = Stream(train, architecture_half, config, "architecture", device, statistics, augment=True)
-    evaluation_data = Stream(train, architecture_half, config, "evaluation", device, statistics, augment=False)
+    part = torch.randperm(len(architecture_half), generator=keyed(seed, "evaluation"))
+    part = architecture_half[part[: config["evaluation_images"] or None]]
+    evaluation_data = Stream(train, part, config, "evaluation", device, statistics, augment=False)
 
     reseed(config, "weights of the supernet")
     net = rome.Supernet(
@@ -885,6 +898,7 @@ def search(config: dict, command: list[str]):
     adam = torch.optim.Adam(
         net.architecture_parameters(), config["alpha_lr"], (0.5, 0.999), weight_decay=decay, fused=fused
     )
+    start_momentum(sgd)
     parts, totals = dict(net=net, architect=architect, sgd=sgd, adam=adam), torch.zeros(6, device=device)
     run.start(command)
     run.log(
@@ -994,6 +1008,7 @@ def retrain(config: dict, command: list[str]) -> float:
         network.parameters(), config["lr"], config["momentum"], weight_decay=config["weight_decay"],
         nesterov=config["nesterov"], fused=device.type == "cuda",
     )  # fmt: skip
+    start_momentum(sgd)
     dtype = precision(config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parts, totals = dict(network=network, sgd=sgd, scaler=scaler), torch.zeros(4, device=device)
@@ -1529,6 +1544,7 @@ FLAGS = {
     "warmup": ("s", None, dict(type=whole(0), metavar="EPOCHS", help="epochs before alpha and beta move")),
     "fraction": ("s", None, dict(type=real(0, 0.5, True), metavar="X", help="of every class, for each of two halves")),
     "derive": ("s", "joint", dict(choices=("joint", "sequential", "exact"), help="argmax of Eq. 9; or beta first")),
+    "evaluation_images": ("s", 2000, dict(type=whole(0), metavar="N", help="of the supernet accuracy; 0: all of alpha's")),
     "one_shot_ops": ("s", "paper", dict(choices=("paper", "table"), help="op set of the 1shot1 spaces")),
     "table": ("s", None, dict(metavar="FILE", help="CSV of NAS-Bench-201: log the derived cell's true accuracy")),
     "cutout": ("sr", None, dict(type=whole(0), metavar="PIXELS", help="side of the erased square; 0: none")),
