@@ -1,17 +1,10 @@
 """Cells as data: the published ones by name; read, check, write and draw any cell, or choose one at random.
 
-Each family of search spaces has its own kind of genotype. `load` and `check` return every valid one in one canonical
-form, so that equal cells compare equal:
-
-    darts    Genotype(normal, normal_concat, reduce, reduce_concat): nodes 2, 3, ... each sum two (operation, input)
-             pairs, listed node by node; inputs 0 and 1 are the two cells before; the nodes in `concat` are output.
-    nb201    the string |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: node j sums one operation per earlier node.
-    1shot1   OneShotGenotype(ops, inputs): an operation on each of the nodes 1, 2, ...; `inputs` lists what each node
-             sums, and last what the output concatenates; 0 is the cell's input.
+A genotype is a rome.Genotype (DARTS), a rome.OneShotGenotype, or NAS-Bench-201's string. `load` and `check` return it
+in canonical form, so that equal cells compare equal.
 """
 
 import ast
-import difflib
 import html
 import io
 import json
@@ -61,10 +54,9 @@ def _require(condition, message):
 
 
 def _kind(genotype):
-    kinds = {Genotype._fields: "darts", OneShotGenotype._fields: "1shot1"}
-    kind = "nb201" if isinstance(genotype, str) else kinds.get(getattr(genotype, "_fields", None))
-    _require(kind, f"not a genotype: {genotype!r:.80}")  # the named tuple of DARTS's own code is one
-    return kind
+    kinds = [kind for kind, of in KINDS.items() if type(genotype) is of]
+    _require(kinds, f"not a genotype: {genotype!r:.80}")
+    return kinds[0]
 
 
 def _graph(genotype):
@@ -92,11 +84,6 @@ def _space(space):
     return rome.SPACES[space] if isinstance(space, str) else space
 
 
-def _check_inputs(where, inputs, first, stop, count):
-    good = all(type(i) is int and first <= i < stop for i in inputs) and len(set(inputs)) == len(inputs) == count
-    _require(good, f"{where}: expected {count} different inputs from {first} to {stop - 1}, not {inputs!r:.80}")
-
-
 def check(genotype, space=None):
     """The genotype in canonical form; a ValueError says which cell, node and entry is wrong.
 
@@ -105,40 +92,40 @@ def check(genotype, space=None):
     """
     kind, space = _kind(genotype), _space(space)
     _require(space is None or kind == space.family, f"a genotype of the family {kind} is not in this space")
+    if kind == "nb201":
+        genotype, form = genotype.strip(), "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+        _require(re.sub(r"[^|~+]+~", "op~", genotype) == form, f"expected {form}, not {genotype!r:.80}")
     try:
         graph = _graph(genotype)
     except (TypeError, ValueError):
         raise ValueError(f"the lists of this genotype do not fit together: {genotype!r:.200}") from None
-    start, end = (2, 1) if kind == "darts" else (1, 0)  # a cell's inputs, and DARTS's output, are no nodes of the space
-    most = len(space.picks) if space else MOST_NODES
+    family, most = rome.FAMILIES[kind], len(space.picks) if space else MOST_NODES
+    start, end = family.cell_inputs, int(kind == "darts")  # of the cell's nodes, which DARTS's output is not
     for cell, nodes in graph.items():
-        number, edge = len(nodes) - start - end, 0  # edge: the node's first one
-        least = most if space else 1
+        number, least, edge = len(nodes) - start - end, most if space else 1, 0  # edge: the node's first one
         _require(least <= number <= most, f"{cell}: expected {least} to {most} nodes, not {number}")
         for j, (name, on, edges) in enumerate(nodes[start:], start):
-            where, inputs = f"{cell}, {name}", [i for _, i in edges]
-            if name == "c_k":
-                _check_inputs(where, inputs, 2 * end, j, len(inputs) or 1)
-                continue
-            _check_inputs(where, inputs, 0, j, {"darts": 2, "nb201": j}.get(kind, len(inputs) or 1))
-            for op, row in [(on, j - 1)] if kind == "1shot1" else [(op, edge + i) for op, i in edges]:
-                known = [*(space.ops[cell][row] if space else rome.FAMILIES[kind].primitives)]
+            where, inputs, is_output = f"{cell}, {name}", [i for _, i in edges], name == "c_k"
+            first = 2 if is_output and kind == "darts" else 0
+            count = 2 if not is_output and kind == "darts" else len(inputs) or 1
+            good = all(type(i) is int and first <= i < j for i in inputs) and len(set(inputs)) == len(inputs) == count
+            _require(good, f"{where}: expected {count} different inputs from {first} to {j - 1}, not {inputs!r:.80}")
+            rows = [(op, edge + i) for op, i in edges] if family.ops_on_edges else [(on, j - 1)]
+            for op, row in [] if is_output else rows:
+                known = [*(space.ops[cell][row] if space else family.primitives)]
                 known += ["none"] if kind == "nb201" else []
                 _require(op in known, f"{where}: unknown operation {op!r:.80}; known: {', '.join(known)}")
             edge += j
-    if kind == "nb201":
-        rows = ["|" + "".join(f"{op}~{i}|" for i, (op, _) in enumerate(edges)) for _, _, edges in graph["cell"][1:]]
-        good = "+".join(rows) == genotype.strip()
-        _require(good, f"expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, not {genotype!r:.80}")
-        return genotype.strip()
     if kind == "1shot1":
         counts, spaces = tuple(map(len, genotype.inputs)), [space] if space else rome.SPACES.values()
         known = [s.picks for s in spaces if s.family == kind]
         _require(counts in known, f"no space has {counts} inputs per node; known: {', '.join(map(str, known))}")
         return OneShotGenotype(tuple(genotype.ops), tuple(tuple(sorted(row)) for row in genotype.inputs))
-    normal, normal_concat, reduce, reduce_concat = genotype
-    _require(len(normal) == len(reduce), "the normal and the reduce cell must have as many nodes")
-    return Genotype([*map(tuple, normal)], sorted(normal_concat), [*map(tuple, reduce)], sorted(reduce_concat))
+    if kind == "darts":
+        normal, normal_concat, reduce, reduce_concat = genotype
+        _require(len(normal) == len(reduce), "the normal and the reduce cell must have as many nodes")
+        return Genotype([*map(tuple, normal)], sorted(normal_concat), [*map(tuple, reduce)], sorted(reduce_concat))
+    return genotype
 
 
 def random_cell(space, generator=None):
@@ -163,15 +150,14 @@ def _from_python(text):
     found = re.fullmatch(PRINTED, re.sub(r"#.*", "", text[:20000]).strip(), re.ASCII)
     _require(found, "expected Genotype(...) or OneShotGenotype(...) of literals, and nothing else")
     call = ast.parse(found[1], mode="eval").body
-    kind = {"Genotype": Genotype}.get(call.func.id, OneShotGenotype)
-    return kind(*map(ast.literal_eval, call.args), **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+    fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return getattr(rome, call.func.id)(*map(ast.literal_eval, call.args), **fields)
 
 
 def _from_json(text):
     schema, kind, value = map(json.loads(text).get, ("schema", "kind", "genotype"))
     _require(type(schema) is int and schema == SCHEMA, f"schema {schema!r:.80} is unknown; this reads {SCHEMA}")
     _require(kind in list(KINDS), f"kind {kind!r:.80} is unknown; known: {', '.join(KINDS)}")
-    _require(isinstance(value, str if kind == "nb201" else dict), f"its genotype is not one of kind {kind}")
     return value if kind == "nb201" else KINDS[kind](**value)
 
 
@@ -180,8 +166,7 @@ def _parse(text, space):
     try:
         genotype = _from_json(text) if text[:1] == "{" else text if text[:1] == "|" else _from_python(text)
     except json.JSONDecodeError as error:
-        early = error.pos >= len(text) or error.msg.startswith("Unterminated")
-        raise ValueError("not complete JSON: the file ends early" if early else f"not JSON: {error}") from None
+        raise ValueError(f"not complete JSON: {error}") from None
     except (AttributeError, TypeError, SyntaxError, RecursionError, MemoryError):
         names = f"({', '.join(Genotype._fields)}) or ({', '.join(OneShotGenotype._fields)})"
         raise ValueError(f"not readable as a genotype: expected {names}, each once, as lists of literals") from None
@@ -198,18 +183,15 @@ def load(source, space=None):
         return check(PUBLISHED[source], space)
     if isinstance(source, str) and re.search(r"^\s*[{|]|Genotype\s*\(", source):
         return _parse(source, space)
-    close = difflib.get_close_matches(str(source)[:80].upper(), PUBLISHED, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
     try:
-        _require(os.path.exists(source), f"no file and no published cell; {hint}published: {', '.join(PUBLISHED)}")
-        _require(os.path.isfile(source), "not a regular file; a run keeps its cell in RUN/genotype.json")
+        known = f"no published cell ({', '.join(PUBLISHED)}) and no file; a run's cell is in RUN/genotype.json"
+        _require(os.path.isfile(source), known)
         with open(source, "rb") as file:
             data = file.read(LARGEST + 1)
         _require(len(data) <= LARGEST, f"larger than {LARGEST} bytes, so not a genotype")
         return _parse(data.decode("utf-8-sig"), space)
     except (OSError, ValueError) as error:
-        text = "not a text file" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
-        raise ValueError(f"{os.fspath(source)!r:.100}: {text}") from None
+        raise ValueError(f"{os.fspath(source)!r:.100}: {error}") from None
 
 
 def write(path, data):
@@ -258,13 +240,14 @@ def describe(genotype):
 
 _COLOUR = {"sep": "#2563a8", "nor": "#2563a8", "con": "#2563a8", "dil": "#6f42ab", "max": "#1b7a5e", "avg": "#1b7a5e"}
 _COLOUR |= {"ski": "#b35a06", "noi": "#b0304f", "non": "#747b84", "": "#8b9199"}  # by an operation's first letters
-_INK, _PAPER, _OWN = "#22272e", "#fcfcfa", "#2f6f7e"
+_INK, _PAPER, _OWN, _GREY = "#22272e", "#fcfcfa", "#2f6f7e", "#8b9199"
 
 
 def _layout(genotype):
     """Width, height, lines (colour, points) and boxes (x, y, width, height, fill, edge, ink, text), in pixels.
 
-    Every edge has a row of its own. A node stands to the right of its rows; a line down from it feeds later rows.
+    Every edge has a row of its own. A node stands to the right of its rows. A line down from it feeds later rows; a dot
+    marks each place where a row leaves that line.
     """
     graph, free, lines, boxes, y = _graph(check(genotype)), parameter_free(genotype), [], [], 0
     pill = max(108, 22 + int(7.2 * max(len(op) for nodes in graph.values() for op in _ops(nodes))))
@@ -282,15 +265,16 @@ def _layout(genotype):
                 joint, ops = joint - 14 - pill, [(middle, on)]
             for row, (op, i) in zip(rows, edges):
                 left, above = places[i]
-                lines.append((_COLOUR[""], [(left, above), (left, row)]))
+                lines.append((_GREY, [(left, above), (left, row)]))
                 lines.append((_COLOUR.get(op[:3], _OWN), [(left, row), (joint, row), (joint, middle)]))
+                boxes.append((left, row, 7, 7, _GREY, _GREY, _GREY, ""))
             for row, op in [] if output else ops:
                 colour = _COLOUR.get(op[:3], _OWN)
                 boxes.append((x - 40 - pill / 2, row, pill, 24, colour, colour, _PAPER, op))
-            lines += [(_COLOUR[""], [(joint, middle), (x, middle)])] if edges else []
+            lines += [(_GREY, [(joint, middle), (x, middle)])] if edges else []
             inner = edges and name != nodes[-1][0]
             style = (34, 34, _PAPER, _INK, _INK) if inner else (44, 34, _INK, _INK, _PAPER)
-            boxes.append((x, middle, *style, "${}_{{{}}}$".format(*name.split("_"))))
+            boxes.append((x, middle, *style, name))
             places.append((x, middle))
             y = y if name == "c_k-2" else rows[-1] + 42  # the two inputs of a DARTS cell stand side by side
     return x + 44, y, lines, boxes
@@ -307,13 +291,7 @@ def _svg(width, height, lines, boxes):
     for x, y, w, h, fill, edge, ink, text in boxes:
         place = f'x="{x - w / 2}" y="{y - h / 2}" width="{w}" height="{h}" rx="{h / 2}"'
         parts.append(f'<rect {place} fill="{fill}" stroke="{edge}" stroke-width="1.5"/>')
-        name, end, start = re.fullmatch(r"\$(.)_\{(.+)\}\$", text), 'text-anchor="end"', 'text-anchor="start"'
-        if name:  # two texts that meet at x, whatever the font's width
-            x += 3.6 - 3 * len(name[2])
-            parts.append(f'<text x="{x}" y="{y + 4}" fill="{ink}" {end}>{name[1]}</text>')
-            parts.append(f'<text x="{x}" y="{y + 8}" fill="{ink}" {start} font-size="10">{name[2]}</text>')
-        else:
-            parts.append(f'<text x="{x}" y="{y + 4}" fill="{ink}">{html.escape(text)}</text>')
+        parts.append(f'<text x="{x}" y="{y + 4}" fill="{ink}">{html.escape(text)}</text>')
     return "\n".join([*parts, "</svg>\n"]).encode()
 
 

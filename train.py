@@ -3,12 +3,9 @@
     python train.py search  --space darts --dataset cifar10 --retrain
     python train.py retrain --genotype GDAS_V1 --dataset cifar10
     python train.py predict RUN IMAGE...
-    python train.py list | report RUN... | plot RUN...            (in tools/report.py)
 
 Every random draw is keyed by its place (seed, epoch, step, role, rank, sample). So a resumed run repeats the
 uninterrupted one bit for bit, and the number of workers changes nothing.
-
-1 Protocols   2 Data   3 The folder of a run   4 Search   5 Retrain   6 Command line
 """
 
 import os
@@ -95,12 +92,12 @@ RETRAIN = {
 # --quick: smaller numbers, same code.
 QUICK = {
     "search": dict(
-        cells=3, channels=8, epochs=5, batch_size=32, samples=2, lr=0.05, alpha_lr=2e-2, steps_per_epoch=40,
+        cells=3, channels=8, epochs=6, batch_size=32, samples=2, lr=0.05, alpha_lr=2e-2, steps_per_epoch=50,
         image_size=16, evaluation_images=500,
     ),
     "retrain": dict(
-        cells=3, channels=8, epochs=2, batch_size=64, lr=0.1, drop_path=0.0, cutout=0, auxiliary=0.0,
-        steps_per_epoch=50, image_size=16,
+        cells=3, channels=8, epochs=3, batch_size=64, lr=0.05, drop_path=0.0, cutout=0, auxiliary=0.0,
+        steps_per_epoch=60, image_size=16,
     ),
 }  # fmt: skip
 METHODS = {"rome-v2": "v2", "rome-v1": "v1", "gdas": "none"}  # to the supernet's topology
@@ -166,19 +163,18 @@ def load_data(config: dict, split: str) -> Images:
         return Images(read_images(files, size) if fits else None, torch.tensor(data.targets), files, data.classes)
     from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100, "svhn": SVHN}[name]
     try:
-        if name == "svhn":
-            data = SVHN(config["data"], split, download=True)
-            pixels, labels, classes = data.data.transpose(0, 2, 3, 1), data.labels, "0123456789"
-        else:
-            data = (CIFAR10 if name == "cifar10" else CIFAR100)(config["data"], split == "train", download=True)
-            pixels, labels, classes = data.data, data.targets, data.classes
+        data = kind(config["data"], split if name == "svhn" else split == "train", download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{name} is not in {config['data']!r} and could not be downloaded ({first_line(error)}); "
             "put its archive there, or use --dataset folder --data DIR"
         ) from None
-    return Images(torch.tensor(pixels), torch.tensor(labels, dtype=torch.long), [], list(classes))
+    if name == "svhn":
+        pixels, labels = torch.tensor(data.data).permute(0, 2, 3, 1), torch.tensor(data.labels)
+        return Images(pixels.contiguous(), labels.long(), [], list("0123456789"))
+    return Images(torch.tensor(data.data), torch.tensor(data.targets), [], list(data.classes))
 
 
 def list_folder(config: dict, split: str):
@@ -278,10 +274,10 @@ def outlive_one_signal(worker: int) -> None:
 
 
 class Stream:
-    """Batches of one role ("weights", "architecture", "evaluation", "retrain", "test") from the images `index`.
+    """Batches of the images `index`, shuffled anew every epoch, augmented on the device.
 
-    They are shuffled anew every epoch and augmented on the device. Order and augmentation depend on (seed, role, epoch,
-    step, rank) alone.
+    role: "weights", "architecture", "retrain"; "evaluation", "test": not augmented. Order and augmentation depend on
+    (seed, role, epoch, step, rank) alone.
     """
 
     def __init__(self, images: Images, index: Tensor, config: dict, role: str, device, statistics):
@@ -294,8 +290,8 @@ class Stream:
         self.mean, self.std = torch.tensor(statistics, device=device).view(2, 3, 1, 1)
 
     def __len__(self) -> int:
-        """Steps of an epoch. A leftover single image is dropped in training (batch norm needs two) and joins the batch
-        before in evaluation."""
+        """Steps of an epoch. Batch norm needs two images: a single one left over is dropped in training, and joins the
+        batch before in evaluation."""
         count, size = len(self._share(self.index)), self.config["batch_size"]
         steps = math.ceil(count / size)
         return steps - 1 if steps > 1 and count % size == 1 else steps
@@ -305,12 +301,13 @@ class Stream:
 
         Past the last batch the images come round again, in another order.
         """
-        steps, settings = range(start, len(self) if stop is None else stop), device_settings(self.device)
+        steps = range(start, len(self) if stop is None else stop)
+        non_blocking = device_settings(self.device)["non_blocking"]
         read = self._read(epoch, steps) if self.images.pixels is None else None
         for step in steps:
-            index = self._indices(epoch, step).to(self.device, non_blocking=settings["non_blocking"])
+            index = self._indices(epoch, step).to(self.device, non_blocking=non_blocking)
             pixels = self.images.pixels[index] if read is None else next(read)
-            pixels = pixels.to(self.device, non_blocking=settings["non_blocking"])
+            pixels = pixels.to(self.device, non_blocking=non_blocking)
             yield self._finish(pixels, keyed(*self._place(epoch, step))), self.labels[index]
 
     def _read(self, epoch: int, steps: range):
@@ -550,7 +547,7 @@ class Run:
         place = f"epoch {self.epoch + 1}/{self.config['epochs']}, step {self.step}/{self.steps}"
         values = torch.stack([numbers[name].detach().float() for name in self.names])
         self.sums += torch.cat([values.nan_to_num(0, 0, 0), ~values.isfinite().all()[None]])
-        host, copied = values.to("cpu", non_blocking=True), None
+        host, copied = values.to("cpu", non_blocking=device_settings(self.device)["non_blocking"]), None
         if self.device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record()
@@ -618,6 +615,7 @@ class Run:
     def save(self) -> None:
         """Writes last.pt and keeps the one before as previous.pt."""
         self.check()  # a checkpoint holds no number that went wrong
+        self.saved = time.perf_counter()
         if self.rank:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()} | self.about
@@ -629,7 +627,7 @@ class Run:
         if self.whole:  # a broken one does not replace the one before
             os.replace(last, self.folder / "previous.pt")
         os.replace(new, last)
-        self.whole, self.saved = True, time.perf_counter()
+        self.whole = True
 
     def write_genotype(self, genotype, **more) -> None:
         if self.rank == 0:

@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import math
-import os
 import re
 import zlib
 from pathlib import Path
@@ -25,17 +24,13 @@ def table_key(arch: str) -> str:
 def read_table(path: str | Path) -> dict:
     """NAS-Bench-201's accuracies in %: column -> six digits -> accuracy.
 
-    path: a CSV file, plain or gzip. Its columns: ops (six digits) or arch, and c10_test, c10_val, c100_test, ...,
-    in16_val, of which one test column at least. Other columns are ignored, and cells may be missing. A ValueError says
-    what is wrong and in which row.
+    path: a CSV file, or one packed by gzip whose name ends in .gz. Its columns: ops (six digits) or arch, and c10_test,
+    c10_val, c100_test, ..., in16_val, of which one test column at least. Other columns are ignored, and cells may be
+    missing. A ValueError says what is wrong and in which row.
     """
     where = ""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError("it is not a regular file")
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
+        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
             data = file.read(TABLE_BYTES + 1)
         if len(data) > TABLE_BYTES:
             raise ValueError(f"it has more than {TABLE_BYTES} bytes")
