@@ -2,16 +2,16 @@
 ROME: architecture search with one sampled sub-network in memory, however many its supernet holds.
 
 An independent implementation of Wang et al., "ROME: Robustifying Memory-Efficient NAS via Topology Disentanglement and
-Gradient Accumulation", ICCV 2023, https://arxiv.org/abs/2011.11233, all of it in this file, on torch alone. Equation
-numbers are the paper's. docs/companion.md lists what the paper leaves open and what we chose.
+Gradient Accumulation", ICCV 2023, https://arxiv.org/abs/2011.11233: the method and its networks, on torch alone.
+Equation numbers are the paper's. docs/companion.md lists what the paper leaves open and what we chose.
 
 A sub-network z is drawn in two separate parts (topology disentanglement):
     B_ij, which two inputs i the node j keeps, from the logits beta,        by Gumbel-Top2;
     A_ij, which operation runs on the edge from i to j, from alpha,         by Gumbel-Softmax.
-A step adds up the gradients of K sub-networks (gradient accumulation): alpha and beta move along their mean, the
-weights along their sum.
+A step runs K sub-networks (gradient accumulation): alpha and beta descend the mean of the K gradients, the weights
+their sum.
 
-    python rome.py --quick                              # a small search, no download
+    python rome.py --quick                              # a small search, no download (this needs train.py)
     python rome.py --space darts --dataset cifar10      # the paper's search
 
 Or copy this file and write the loop yourself:
@@ -41,6 +41,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+MEMORY_FORMAT = torch.channels_last  # of images and weights
+
 # ----------------------------------------------------------------------------------------------------------------------
 # 1. Sampling: z = (A, B)
 
@@ -56,7 +58,7 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
 
     k = 1 draws the operation of an edge (Eq. 2, 3), k = 2 the inputs of a node (Eq. 7, 8). Forward the entries are
     exactly 0 or 1, backward they are the softmax at temperature tau (straight-through).
-    logits: (..., n). noise: Gumbel noise that broadcasts against it. ValueError for a k or tau that cannot be.
+    logits: (..., n). noise: Gumbel noise that broadcasts against it. ValueError for a k or tau that does not fit.
     """
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"cannot draw {k} of {logits.shape[-1]} entries without replacement")
@@ -64,7 +66,7 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
         raise ValueError(f"tau is {tau}; it must be a positive number, at least 1.2e-38")
     scores = F.log_softmax(logits, -1) + noise
     top = scores.detach().topk(k, -1)
-    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7; the maximum first, against overflow
+    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7; minus the maximum, against overflow
     hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 8
     return hard + (relaxed - relaxed.detach())
 
@@ -76,10 +78,10 @@ def choose_pair(beta: Tensor, holds: Tensor, tau: float, noise: Tensor) -> Tenso
 
 
 def log_p_inputs(topology: str, beta: Tensor, n: int, inputs: tuple, exact: bool) -> Tensor:
-    """log p(e; beta): how probable it is that a node keeps these of its n possible inputs.
+    """log p(e; beta): the probability that a node keeps these of its n possible inputs.
 
     For v2 Eq. 9 prints the product p_i p_k, which does not sum to 1 over pairs. `exact` is the true probability,
-    p_i p_k (1 / (1 - p_i) + 1 / (1 - p_k)): a sum over the orders of drawing them, each time from those that are left.
+    p_i p_k (1 / (1 - p_i) + 1 / (1 - p_k)): a sum over the orders of drawing them without replacement.
     """
     log_p = F.log_softmax(beta, -1)
     if topology == "v1":
@@ -97,7 +99,7 @@ def log_p_inputs(topology: str, beta: Tensor, n: int, inputs: tuple, exact: bool
 
 
 class Choice(NamedTuple):
-    """What the cells of one type run. A and B carry the gradient to alpha and beta; those that run are 1."""
+    """What the cells of one type run. A and B are 1 in value and carry the gradient to alpha and beta."""
 
     inputs: list  # per node: the inputs that it keeps, ascending
     ops: list  # per row of alpha: the number of the operation
@@ -113,17 +115,18 @@ class Architect:
     """The two steps of Algorithm 1. Each runs K sub-networks one after the other and adds up their gradients.
 
     samples: K, or (K of the architecture step, K of the weight step). clip, architecture_clip: bound on the L2 norm of
-    the whole gradient of the weights, or of alpha and beta; None: no bound. generator: a torch.Generator, or a function
-    (role, k) that returns one, role being "architecture" or "weights". autocast: dtype of mixed precision, or None.
-    After a step `gradient_norm` is the norm before the clip. Parameters that you froze stay frozen.
+    the whole gradient of the weights, or of alpha and beta; None or 0: no bound. generator: a torch.Generator, or a
+    function (role, k) that returns one, role being "architecture" or "weights". autocast: dtype of mixed precision, or
+    None; in float16 the optimizer must hold all weights that are not frozen. After a step `gradient_norm` is the norm
+    before the clip. Parameters that you froze stay frozen.
     """
 
     def __init__(
         self, net, samples=7, clip=5.0, generator=None, *, architecture_clip=None, architecture_reduction="mean",
         weight_reduction="sum", autocast=None,
     ):  # fmt: skip
-        samples = (samples, samples) if isinstance(samples, int) else tuple(samples)
-        if len(samples) != 2 or min(samples) < 1:
+        samples = tuple(samples) if isinstance(samples, (tuple, list)) else (samples, samples)
+        if len(samples) != 2 or any(type(count) is not int or count < 1 for count in samples):
             raise ValueError(f"samples is {samples}; it must be a positive whole number, or two of them")
         if not {architecture_reduction, weight_reduction} <= {"mean", "sum"}:
             raise ValueError("a reduction is mean or sum")
@@ -143,20 +146,21 @@ class Architect:
         gates, gradients, losses = [], [], []
         with frozen(self.net.weights()):
             for arch in archs:
-                loss = self._loss(images, labels, arch, losses)
+                loss = self._loss(images, labels, arch)
+                losses.append(loss.detach())
                 loss = loss / len(archs) if self.architecture_reduction == "mean" else loss
-                own = [gate for z in arch.values() for gate in (z.B, z.A) if gate.requires_grad]
-                gradients += torch.autograd.grad(self.scaler.scale(loss), own, materialize_grads=True)
-                gates += own
+                its_gates = [gate for z in arch.values() for gate in (z.B, z.A) if gate.requires_grad]
+                gradients += torch.autograd.grad(self.scaler.scale(loss), its_gates, materialize_grads=True)
+                gates += its_gates
         for p in parameters:
             p.grad = torch.zeros_like(p)
-        torch.autograd.backward(gates, gradients)  # through the sampling, once for all K
+        torch.autograd.backward(gates, gradients)  # through the sampling, which the K share, so once
         return self._update(parameters, losses, self.architecture_clip, optimizer)
 
     def weight_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
         """Eq. 12: the weights move along the summed gradient of K sub-networks, clipped once. Returns the mean loss.
 
-        Operations that no sub-network runs have no gradient (None): neither momentum nor decay moves their weights.
+        An operation that no sub-network ran keeps the gradient None: neither momentum nor decay moves its weights.
         """
         parameters, losses = self.net.weights(), []
         for p in parameters:
@@ -164,7 +168,8 @@ class Architect:
         with torch.no_grad():
             archs = self._sample("weights", self.samples[1], tau)
         for arch in archs:
-            loss = self._loss(images, labels, {kind: Choice(z.inputs, z.ops) for kind, z in arch.items()}, losses)
+            loss = self._loss(images, labels, {kind: Choice(z.inputs, z.ops) for kind, z in arch.items()})
+            losses.append(loss.detach())
             loss = loss / len(archs) if self.weight_reduction == "mean" else loss
             self.scaler.scale(loss).backward()  # adds to .grad, and frees this sub-network
         return self._update(parameters, losses, self.clip, optimizer)
@@ -173,12 +178,9 @@ class Architect:
         generators = [self.generator(role, k) if callable(self.generator) else self.generator for k in range(count)]
         return self.net.sample_many(tau, generators)
 
-    def _loss(self, images: Tensor, labels: Tensor, arch: dict, losses: list) -> Tensor:
-        mixed = nullcontext() if self.autocast is None else torch.autocast(images.device.type, self.autocast)
-        with mixed:
-            loss = F.cross_entropy(self.net(images, arch), labels)
-        losses.append(loss.detach())
-        return loss
+    def _loss(self, images: Tensor, labels: Tensor, arch: dict) -> Tensor:
+        with nullcontext() if self.autocast is None else torch.autocast(images.device.type, self.autocast):
+            return F.cross_entropy(self.net(images, arch), labels)
 
     def _update(self, parameters: list, losses: list, clip: float | None, optimizer) -> Tensor:
         loss = average_over_ranks(parameters, torch.stack(losses).mean())
@@ -191,7 +193,7 @@ class Architect:
 
 @contextmanager
 def frozen(parameters: list):
-    """Inside, these parameters are constants: no time and no memory goes into their gradients."""
+    """Inside, no gradient is computed for these parameters."""
     before = [p.requires_grad for p in parameters]
     for p in parameters:
         p.requires_grad_(False)
@@ -242,8 +244,8 @@ class Supernet(nn.Module):
     """All candidate operations of a space, and alpha and beta. A forward pass runs one sub-network.
 
     space: a name in SPACES, or a Space. cells: in all; for nb201 per stage. topology: "v2" (a logit per edge), "v1" (a
-    logit per pair of inputs), "none" (every edge: GDAS). recompute: a cell keeps nothing for the backward pass, which
-    runs it again. imagenet: a stem of stride 8. ValueError says which of them cannot be.
+    logit per pair of inputs), "none" (every edge: GDAS). recompute: the backward pass computes each cell again, for
+    memory. imagenet: a stem of stride 8. ValueError for arguments that do not fit.
 
     `alpha` and `beta` are parameters by cell type: alpha (rows, ops), beta flat, node by node, empty for "none".
     """
@@ -289,43 +291,44 @@ class Supernet(nn.Module):
         return self.beta[kind].split(self.sizes)
 
     def forward(self, images: Tensor, arch: dict) -> Tensor:
-        """Logits (N, classes) of the sub-network `arch` on images (N, 3, H, W)."""
-        return self.body(images, arch)[0]
+        """Logits (N, classes) of the sub-network `arch` on images (N, 3, H, W); H and W are multiples of 4."""
+        return self.body(images.contiguous(memory_format=MEMORY_FORMAT), arch)[0]
 
     def sample(self, tau: float, generator: torch.Generator | None = None) -> dict:
         """A sub-network z: cell type -> Choice. All cells of a type share it."""
         return self.sample_many(tau, [generator])[0]
 
     def sample_many(self, tau: float, generators: list) -> list:
-        """K sub-networks, one per generator. What they run reaches the host in one transfer."""
+        """K sub-networks, one per generator, with one copy from the device to the host for all of them."""
         counts = [alpha.numel() + sum(self.sizes) for alpha in self.alpha.values()]  # of logits, by cell type
         noise = torch.stack([gumbel_noise(sum(counts), generator) for generator in generators])  # (K, logits)
         alpha = next(iter(self.alpha.values()))
         noise = noise.to(alpha.device, alpha.dtype, non_blocking=alpha.is_cuda)
         drawn = [self._draw(kind, tau, part) for kind, part in zip(self.alpha, noise.split(counts, 1))]
-        picked = [torch.cat([ops, B.detach()], 1) for B, _, ops in drawn]
+        picked = [torch.cat([ops, B.detach()], 1) for B, _, ops in drawn]  # (K, rows + edges) each
         picked = torch.cat(picked, 1).cpu().split([part.shape[1] for part in picked], 1)  # the one wait for the device
         archs = [{} for _ in generators]
-        for kind, (B, A, ops), rows in zip(self.alpha, drawn, picked):
-            for arch, own_B, own_A, row in zip(archs, B, A, rows):
-                ops, *kept = row.split([len(own_A), *self.space.candidates])
+        for kind, (B, A, _), rows in zip(self.alpha, drawn, picked):
+            for arch, its_B, its_A, row in zip(archs, B, A, rows):
+                ops, *kept = row.split([len(its_A), *self.space.candidates])
                 inputs = [node.nonzero()[:, 0].tolist() for node in kept]
-                arch[kind] = Choice(inputs, ops.long().tolist(), own_B, own_A)
+                arch[kind] = Choice(inputs, ops.long().tolist(), its_B, its_A)
         return archs
 
     def _draw(self, kind: str, tau: float, noise: Tensor) -> tuple:
         """B (K, edges), A (K, rows) and the operations' numbers (K, rows), from noise (K, logits of the cell type)."""
         alpha = self.alpha[kind]
         noise_alpha, *noise_beta = noise.split([alpha.numel(), *self.sizes], 1)
-        A, ops = gumbel_top_k(alpha, 1, tau, noise_alpha.unflatten(1, alpha.shape)).max(-1)
+        A = gumbel_top_k(alpha, 1, tau, noise_alpha.unflatten(1, alpha.shape))  # Eq. 2, 3: (K, rows, ops)
+        A, ops = A.max(-1)  # the drawn entry, with its gradient, and its number
         if self.topology == "none":  # GDAS runs every edge
             return A.new_ones(len(A), sum(self.space.candidates)), A, ops
         B = []
-        for j, (beta, own) in enumerate(zip(self.beta_by_node(kind), noise_beta)):
+        for j, (beta, noise_j) in enumerate(zip(self.beta_by_node(kind), noise_beta)):
             if self.topology == "v2":
-                B.append(gumbel_top_k(beta, self.nodes[j][2], tau, own))  # Eq. 7, 8
+                B.append(gumbel_top_k(beta, self.space.picks[j], tau, noise_j))  # Eq. 1, 7, 8
             else:
-                B.append(choose_pair(beta, getattr(self, f"holds{j}"), tau, own))  # Eq. 4 to 6
+                B.append(choose_pair(beta, getattr(self, f"holds{j}"), tau, noise_j))  # Eq. 1, 4 to 6
         return torch.cat(B, 1), A, ops
 
     @torch.no_grad()
@@ -333,20 +336,19 @@ class Supernet(nn.Module):
         """The derived cell, argmax p(z; alpha, beta) of Eq. 9, taken node by node.
 
         rule: "joint", p(e) p(o|e) as Eq. 9 is printed; "exact", with the true p(e); "sequential", the inputs by beta
-        alone, then the operations. topology "none": DARTS's rule, the inputs with the most probable operations.
+        alone, then the operations. topology "none": the inputs with the most probable operations, DARTS's rule (nb201:
+        every edge), whatever the rule.
         """
         if rule not in ("joint", "exact", "sequential"):
             raise ValueError(f"no derivation rule {rule!r}; there are joint, exact, sequential")
         cells = {}
         for kind, alpha in self.alpha.items():
             inputs, ops = [], alpha.argmax(-1).tolist()
-            scored = [] if rule == "sequential" and self.topology != "none" else ops
-            for j, (_, n, k) in enumerate(self.nodes):
-                k = k if self.family.gdas_keeps_all_edges else self.space.picks[j]
-                scores = {
-                    subset: self._log_p(kind, j, subset, scored, rule == "exact")
-                    for subset in itertools.combinations(range(n), k)
-                }
+            scored = None if rule == "sequential" and self.topology != "none" else ops
+            for j, (_, n, _) in enumerate(self.nodes):
+                all_edges = self.topology == "none" and self.family.gdas_keeps_all_edges
+                subsets = itertools.combinations(range(n), n if all_edges else self.space.picks[j])
+                scores = {subset: self._log_p(kind, j, subset, scored, rule == "exact") for subset in subsets}
                 inputs.append(list(max(scores, key=scores.get)))
             cells[kind] = Choice(inputs, ops)
         return self.cell(cells)
@@ -363,23 +365,25 @@ class Supernet(nn.Module):
             terms += [self._log_p(kind, j, inputs, z.ops, exact) for j, inputs in enumerate(z.inputs)]
         return torch.stack(terms).sum()
 
-    def _log_p(self, kind: str, j: int, inputs, ops: list, exact: bool) -> Tensor:
-        """log p(e) p(o|e) of node j: of its inputs, and of the operations on them."""
+    def _log_p(self, kind: str, j: int, inputs, ops: list | None, exact: bool) -> Tensor:
+        """log p(e) p(o|e) of node j: of its inputs, and of the operations on them (ops None: p(e) alone)."""
         first, n, _ = self.nodes[j]
         log_alpha = F.log_softmax(self.alpha[kind], -1)
         log_p = log_alpha.new_zeros(())
         if self.topology != "none":
             log_p = log_p_inputs(self.topology, self.beta_by_node(kind)[j], n, tuple(inputs), exact)
         rows = [first + i for i in inputs] if self.family.ops_on_edges else [j]
-        return sum((log_alpha[row, ops[row]] for row in rows if row < len(ops)), log_p)  # 1shot1's output has no op
+        for row in rows if ops is not None else ():
+            if row < len(ops):  # the output node of 1shot1 has no operation
+                log_p = log_p + log_alpha[row, ops[row]]
+        return log_p
 
     def architecture(self, genotype) -> dict:
-        """The genotype as a sub-network without gates. ValueError outside the space."""
-        cells = self.family.decode(genotype) if family_of(genotype) is self.family else {}
-        if set(cells) != set(self.space.ops):
+        """The genotype as a sub-network without gates, which concatenates all nodes. ValueError outside the space."""
+        if family_of(genotype) is not self.family:
             raise ValueError(f"{genotype} is not a cell of this space")
         arch = {}
-        for kind, (inputs, names) in cells.items():
+        for kind, (inputs, names) in self.family.decode(genotype).items():
             rows = self.space.ops[kind]
             good = len(inputs) == len(self.nodes) and len(names) == len(rows)
             for kept, pick, (_, n, k) in zip(inputs, self.space.picks, self.nodes):
@@ -398,34 +402,49 @@ class Supernet(nn.Module):
 
 
 def check_space(space: Space):
-    """The family of a space. ValueError if its cells could not be searched, or not be read back."""
+    """The family of a space. ValueError if its cells cannot be searched or decoded."""
     if space.family not in FAMILIES:
         raise ValueError(f"no family {space.family!r}; there are {', '.join(FAMILIES)}")
     family, nodes = FAMILIES[space.family], len(space.picks)
     candidates = tuple(range(family.cell_inputs, family.cell_inputs + nodes))
     rows = sum(candidates) if family.ops_on_edges else nodes - 1
-    good = tuple(space.candidates) == candidates and nodes == (family.node_count or max(nodes, 1))
+    good = tuple(space.candidates) == candidates and set(space.ops) == set(family.kinds)
+    good = good and nodes == (family.node_count or max(nodes, 1))
     for pick, n in zip(space.picks, candidates):
         good = good and 1 <= pick <= n and family.node_inputs in (None, pick)
     for ops in space.ops.values():
-        good = good and len(ops) == rows and len({len(row) for row in ops}) == 1
-    if not good or set(space.ops) != set(family.kinds):
-        raise ValueError(f"the family {space.family} cannot search {space}; compare it with one of rome.SPACES")
+        lengths = {len(row) for row in ops}
+        good = good and len(ops) == rows and len(lengths) == 1 and lengths != {0}
+    if not good:
+        raise ValueError(
+            f"a space of the family {space.family} with {nodes} nodes needs the cell types {', '.join(family.kinds)}, "
+            f"candidates {candidates}, picks of {family.node_inputs or 'at least 1'}, and {rows} rows of as many op "
+            f"names each; nb201 has 3 nodes"
+        )
+    for name in itertools.chain(*itertools.chain(*space.ops.values())):
+        primitive(family, name)
     return family
 
 
-class Body(nn.Module):
-    """A network of cells with one or more operations in every row; `forward(images, arch)` runs one of them.
+def primitive(family, name: str):
+    """The constructor of an operation. ValueError if the family has none of this name."""
+    if name not in family.primitives:
+        raise ValueError(f"no op is called {name!r}; there are {', '.join(family.primitives)}")
+    return family.primitives[name]
 
-    What the supernet (all candidates) and the derived network (one each) share. A family of spaces is a subclass, with
-    `encode` and `decode` between its genotypes and {cell type: (inputs per node, op name or None per row)}.
-    Its constructor gets by cell type `ops`, rows of op names, and `inputs`, those that each node may have.
+
+class Body(nn.Module):
+    """A network of cells with one or more operations in every row; `forward(images, arch)` runs one operation per row.
+
+    The supernet uses it with all candidates, the derived network (`affine`) with one per row. A family of spaces is a
+    subclass, with `encode` and `decode` between its genotypes and {cell type: (inputs per node, op name or None per
+    row)}. Its constructor gets by cell type `ops`, rows of op names, and `inputs`, those that each node may have.
     """
 
     primitives: dict  # op name -> constructor(channels, stride, affine) of a module
     kinds: tuple  # cell types
     cell_inputs = 1  # inputs of a cell, which come before its nodes
-    node_count = node_inputs = None  # nodes of a cell, inputs that a node keeps, where the genotype fixes them
+    node_count = node_inputs = None  # nodes of a cell, inputs that a node keeps; None: free
     ops_on_edges = True  # or on nodes
     gdas_keeps_all_edges = False  # in the cell that GDAS derives
 
@@ -438,20 +457,18 @@ class Body(nn.Module):
             raise ValueError("the ImageNet stem belongs to the DARTS spaces")
         self.affine, self.recompute = affine, recompute
 
-    def candidates(self, rows, c: int, strides=None) -> nn.ModuleList:
+    def operations(self, rows, c: int, strides=None) -> nn.ModuleList:
         """The operations of every row."""
         strides = strides or [1] * len(rows)
         return nn.ModuleList(nn.ModuleList(self._make(op, c, s) for op in row) for row, s in zip(rows, strides))
 
     def _make(self, name: str, c: int, stride: int) -> nn.Module:
-        if name not in self.primitives:
-            raise ValueError(f"no op is called {name!r}; there are {', '.join(self.primitives)}")
-        op = self.primitives[name](c, stride, self.affine)
+        op = primitive(self, name)(c, stride, self.affine)
         op = op if isinstance(op, Op) else Op(op)
         return DropPath(op) if self.affine and not isinstance(op.layers, nn.Identity) else op
 
     def conv3x3(self, c_in: int, c: int, stride: int = 1) -> list:
-        """A convolution and a batch norm, which has a scale in the supernet too."""
+        """A convolution and a batch norm, which is affine in the supernet too."""
         conv = nn.Conv2d(c_in, c, 3, stride, 1, bias=False)
         return [conv, nn.BatchNorm2d(c, track_running_stats=self.affine)]
 
@@ -464,11 +481,12 @@ class Body(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # 4. DARTS: the spaces S0 to S4. First the operations, of which the other two families use some
 
-MEMORY_FORMAT = torch.channels_last  # of images and weights
-
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm times a gate. In the supernet (not `affine`) it has no state, and always the batch's statistics."""
+    """Batch norm times a gate. In the supernet (not `affine`) it has no state, and always the batch's statistics.
+
+    The derived network (`affine`) has no gates.
+    """
 
     def __init__(self, c: int, affine: bool):
         super().__init__(c, affine=affine, track_running_stats=affine)
@@ -487,7 +505,7 @@ class Norm(nn.BatchNorm2d):
 class Op(nn.Module):
     """A candidate operation: gate * norm(layers(x)).
 
-    gate: (C,) copies of A_ij B_ij, or None. As the scale of the batch norm the product takes no memory.
+    gate: (C,) copies of A_ij B_ij, or None. The norm applies it as its scale, so the product needs no memory.
     rectified: x is relu(input), which a cell computes once for all operations that want it.
     """
 
@@ -538,7 +556,7 @@ class FactorizedReduce(nn.Module):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """With stride and dilation 2 it reads every second pixel only: undilated on those, as CPUs run dilation slowly."""
+    """Stride 2 with dilation 2 runs as an undilated convolution of every second pixel, which is faster on CPUs."""
 
     def __init__(self, c: int, kernel: int, stride: int, dilation: int):
         self.thinned = stride == dilation == 2
@@ -550,7 +568,7 @@ class DepthwiseConv(nn.Conv2d):
 
 
 def every_second(x: Tensor, start: int = 0) -> Tensor:
-    """Every second pixel of each side; in channels-last order, as is its gradient then (a CPU's pass: 1.11 without)."""
+    """Every second pixel of each side. Channels-last, also the gradient (else a CPU takes 1.11 times as long)."""
     return x.permute(0, 2, 3, 1)[:, start::2, start::2].permute(0, 3, 1, 2)
 
 
@@ -565,6 +583,8 @@ class Noise(nn.Module):
         return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
 
 
+# Name -> function (channels, stride, affine) that makes an operation; affine: for the derived network. A new entry adds
+# one: any module, or an Op, whose norm takes the gate without memory. nb201 and 1shot1 have their own tables below.
 PRIMITIVES = {
     "max_pool_3x3": lambda c, stride, affine: pool("max", stride, None if affine else Norm(c, affine)),
     "avg_pool_3x3": lambda c, stride, affine: pool("avg", stride, None if affine else Norm(c, affine)),
@@ -602,13 +622,11 @@ def per_channel(gates: Tensor | None, count: int, c: int):
 class DartsCell(nn.Module):
     """Reads the two cells before, rectified; its output concatenates the nodes."""
 
-    def __init__(self, edges, concat, c_prev_prev, c_prev, c, affine, reduction_prev, reads):
+    def __init__(self, edges, concat, c_prev_prev, c_prev, c, affine, reduction_prev):
         super().__init__()
-        self.channels, self.concat = c, concat
         before = factorized_reduce(c_prev_prev, c, affine) if reduction_prev else conv_norm(c_prev_prev, c, 1, affine)
-        self.preprocess0 = before if 0 in reads else nn.Identity()  # an input that no node reads needs no weights
-        self.preprocess1 = conv_norm(c_prev, c, 1, affine) if 1 in reads else nn.Identity()
-        self.edges = edges
+        self.preprocess0, self.preprocess1, self.edges = before, conv_norm(c_prev, c, 1, affine), edges
+        self.channels, self.concat = c, concat
 
     def forward(self, s0: Tensor, s1: Tensor, z: Choice) -> Tensor:
         states = add_nodes([self.preprocess0(s0), self.preprocess1(s1)], self.edges, z, self.channels)
@@ -616,7 +634,7 @@ class DartsCell(nn.Module):
 
 
 def concatenate(states: list) -> Tensor:
-    """torch.cat over channels. Dense gradients in place of slices make a CPU's pass 1.2 to 1.3 times as fast."""
+    """torch.cat over channels, with dense gradients (with its own, slices, a CPU takes 1.2 to 1.3 times as long)."""
     for x in states if not torch.compiler.is_compiling() else ():
         if x.requires_grad:
             x.register_hook(lambda grad: grad.contiguous(memory_format=MEMORY_FORMAT))
@@ -646,10 +664,9 @@ class DartsBody(Body):
             channels *= 2 if kind == "reduce" else 1
             last = 2 + len(inputs[kind])
             strides = [2 if kind == "reduce" and i < 2 else 1 for j in range(2, last) for i in range(j)]
-            edges = self.candidates(ops[kind], channels, strides)
+            edges = self.operations(ops[kind], channels, strides)
             nodes = concat[kind] if concat else range(2, last)
-            reads = {i for kept in inputs[kind] for i in kept}
-            self.cells.append(DartsCell(edges, nodes, c_prev_prev, c_prev, channels, affine, reduction_prev, reads))
+            self.cells.append(DartsCell(edges, nodes, c_prev_prev, c_prev, channels, affine, reduction_prev))
             self.kinds_of_cells.append(kind)
             c_prev_prev, c_prev, reduction_prev = c_prev, channels * len(nodes), kind == "reduce"
             if index == self.auxiliary_at:
@@ -659,12 +676,12 @@ class DartsBody(Body):
 
     def forward(self, images: Tensor, arch: dict) -> tuple:
         """Logits, and in training the auxiliary head's, or None."""
-        s0 = F.relu_(self.run(self.stem0, images.contiguous(memory_format=MEMORY_FORMAT)))
+        s0 = F.relu_(self.run(self.stem0, images))
         s1, auxiliary = s0 if self.stem1 is None else F.relu_(self.run(self.stem1, s0)), None
         for index, (cell, kind) in enumerate(zip(self.cells, self.kinds_of_cells)):
             s0, s1 = s1, self.run(cell, s0, s1, arch[kind])
             if index + 1 < len(self.cells):
-                s1 = F.relu_(s1)  # all that reads it wants its ReLU
+                s1 = F.relu_(s1)  # every reader applies a ReLU first
             if index == self.auxiliary_at and self.auxiliary is not None and self.training:
                 auxiliary = self.auxiliary(s1)
         return self.classifier(s1.mean((2, 3))), auxiliary
@@ -673,6 +690,8 @@ class DartsBody(Body):
     def encode(cells: dict) -> "Genotype":
         pairs = {}
         for kind, (inputs, names) in cells.items():
+            if any(len(kept) != 2 for kept in inputs):
+                raise ValueError("a DARTS genotype has two inputs per node")
             first, pairs[kind] = 0, []
             for j, kept in enumerate(inputs):
                 pairs[kind] += [(names[first + i], i) for i in kept]
@@ -685,6 +704,8 @@ class DartsBody(Body):
         cells = {}
         for kind, pairs in (("normal", genotype.normal), ("reduce", genotype.reduce)):
             nodes = [{i: op for op, i in pairs[j : j + 2]} for j in range(0, len(pairs), 2)]
+            if any(len(node) != 2 for node in nodes):
+                raise ValueError(f"every node of the {kind} cell needs two different inputs: {pairs}")
             names = [node.get(i) for j, node in enumerate(nodes) for i in range(2 + j)]
             cells[kind] = [sorted(node) for node in nodes], names
         return cells
@@ -704,10 +725,10 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, c: int, classes: int, imagenet: bool):
         super().__init__()
-        self.size, stride = (7, 2) if imagenet else (8, 3)  # of the maps that DARTS's pooling is made for
+        self.size, stride = (7, 2) if imagenet else (8, 3)  # the side of the maps for which DARTS chose its pooling
         self.pool = nn.AvgPool2d(5, stride, count_include_pad=False)
         layers = [nn.Conv2d(c, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(), nn.Conv2d(128, 768, 2, bias=False)]
-        layers += [nn.ReLU()] if imagenet else [nn.BatchNorm2d(768), nn.ReLU()]  # without on ImageNet, as published
+        layers += [nn.ReLU()] if imagenet else [nn.BatchNorm2d(768), nn.ReLU()]  # no norm on ImageNet, as published
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -794,13 +815,13 @@ class NB201Body(Body):
         for stage in range(3):
             channels *= 2 if stage else 1
             entry = ResidualBlock(channels // 2, channels, affine) if stage else nn.Identity()
-            own = [NB201Cell(self.candidates(ops["cell"], channels), channels) for _ in range(cells)]
+            own = [NB201Cell(self.operations(ops["cell"], channels), channels) for _ in range(cells)]
             self.stages.append(nn.ModuleList([entry, *own]))
         self.norm = nn.BatchNorm2d(channels, track_running_stats=affine)
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor, arch: dict) -> tuple:
-        x = self.run(self.stem, images.contiguous(memory_format=MEMORY_FORMAT))
+        x = self.run(self.stem, images)
         for entry, *cells in self.stages:
             x = self.run(entry, x)
             for cell in cells:
@@ -848,7 +869,8 @@ def conv_norm_relu(c_in: int, c: int, kernel: int, affine: bool) -> nn.Sequentia
 class OneShotCell(nn.Module):
     """x_j = A_j o_j(sum of B_ij x_i); every node has its own projection of the cell's input, x_0.
 
-    The output concatenates the nodes that it keeps, zeros for the others, and adds a projection of x_0 if it keeps it.
+    The output concatenates the nodes, zeros for those that it does not keep, and adds its projection of x_0 if it
+    keeps x_0.
     projects: which nodes may read x_0, the output last.
     """
 
@@ -869,7 +891,7 @@ class OneShotCell(nn.Module):
             states.append(self.ops[j][z.ops[j]](sum(terms[1:], terms[0]), A[j]) if terms else None)
             first += j + 1
         blank = x.new_zeros(len(x), self.channels, *x.shape[2:]).contiguous(memory_format=MEMORY_FORMAT)
-        kept = [scaled(states[i], B[first + i]) if i in output else blank for i in range(1, len(states))]
+        kept = [blank if i not in output else scaled(states[i], B[first + i]) for i in range(1, len(states))]
         if 0 not in output:
             return torch.cat(kept, 1)
         gate = None if z.B is None else B[first].repeat(len(nodes))
@@ -883,7 +905,7 @@ class OneShotBody(Body):
         "maxpool3x3": lambda c, stride, affine: pool("max", 1),
         "conv3x3-bn-relu": lambda c, stride, affine: Op(conv_norm_relu(c, c, 3, affine)),
         "skip-connect": lambda c, stride, affine: Op(nn.Identity()),
-        "conv1x1-bn-relu": lambda c, stride, affine: Op(conv_norm_relu(c, c, 1, affine)),  # the table's alone
+        "conv1x1-bn-relu": lambda c, stride, affine: Op(conv_norm_relu(c, c, 1, affine)),  # in the table only
     }
     kinds, ops_on_edges = ("cell",), False
 
@@ -893,16 +915,16 @@ class OneShotBody(Body):
         c_in, rows = channels, ops["cell"]
         projects = [0 in kept for kept in inputs["cell"]]
         for index in range(cells):
-            if index in (cells // 3, 2 * cells // 3) and index:
+            if index > 0 and index in (cells // 3, 2 * cells // 3):
                 self.cells.append(nn.MaxPool2d(2, 2, 1))
                 channels *= 2
-            self.cells.append(OneShotCell(self.candidates(rows, channels), projects, c_in, channels, affine))
+            self.cells.append(OneShotCell(self.operations(rows, channels), projects, c_in, channels, affine))
             c_in = channels * len(rows)
         self.postprocess = conv_norm(c_in, channels, 1, affine)
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor, arch: dict) -> tuple:
-        x = F.relu_(self.run(self.stem, images.contiguous(memory_format=MEMORY_FORMAT)))
+        x = F.relu_(self.run(self.stem, images))
         for cell in self.cells:
             x = self.run(cell, x, arch["cell"]) if isinstance(cell, OneShotCell) else cell(x)
         return self.classifier(self.postprocess(F.relu(x)).mean((2, 3))), None
@@ -922,7 +944,7 @@ for _name, _picks in {"1": (1, 2, 2, 2, 2), "2": (1, 1, 2, 2, 3), "3": (1, 1, 1,
     _ops = (ONE_SHOT_OPS[:3],) * (len(_picks) - 1)
     SPACES["1shot1-" + _name] = Space("1shot1", tuple(range(1, 1 + len(_picks))), _picks, {"cell": _ops})
 FAMILIES = {"darts": DartsBody, "nb201": NB201Body, "1shot1": OneShotBody}
-KINDS = {Genotype: DartsBody, str: NB201Body, OneShotGenotype: OneShotBody}  # by the type of a genotype
+FAMILY_OF = {Genotype: DartsBody, str: NB201Body, OneShotGenotype: OneShotBody}  # by the type of a genotype
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 7. The derived network
@@ -930,26 +952,35 @@ KINDS = {Genotype: DartsBody, str: NB201Body, OneShotGenotype: OneShotBody}  # b
 
 def family_of(genotype):
     """The class of the network that a genotype belongs to. ValueError if it is no genotype."""
-    if type(genotype) not in KINDS:
+    if type(genotype) not in FAMILY_OF:
         raise ValueError(f"{genotype!r} is no genotype; genotypes.load reads one from a name, a file or text")
-    return KINDS[type(genotype)]
+    return FAMILY_OF[type(genotype)]
 
 
 def reached(family, inputs: list, names: list, output: set) -> tuple:
-    """A cell without what its output does not depend on: inputs per node, and op name or None per row."""
-    alive = set(output)  # numbers of inputs and nodes
+    """A cell without what its output does not depend on: inputs per node, and op name or None per row.
+
+    ValueError if an input is not there, or if the output does not depend on the cell's input.
+    """
+    first = family.cell_inputs  # the number of the first node; the cell's inputs come before
+    needed, fed = set(output), set(range(first))
     for j in reversed(range(len(inputs))):
-        if family.cell_inputs + j in alive:
-            alive |= set(inputs[j])
-    inputs = [kept if family.cell_inputs + j in alive else [] for j, kept in enumerate(inputs)]
+        needed |= set(inputs[j]) if first + j in needed else set()
+    for j, kept in enumerate(inputs):
+        fed |= {first + j} if fed & set(kept) else set()
+        if not set(kept) <= set(range(first + j)):
+            raise ValueError(f"node {first + j} has the inputs {kept}; it can have those below {first + j}")
+    if not fed & set(output):
+        raise ValueError("the output of the cell does not depend on its input")
+    inputs = [kept if first + j in needed else [] for j, kept in enumerate(inputs)]
     used = [bool(kept) for kept in inputs]
     if family.ops_on_edges:
-        used = [i in kept for j, kept in enumerate(inputs) for i in range(family.cell_inputs + j)]
+        used = [i in kept for j, kept in enumerate(inputs) for i in range(first + j)]
     return inputs, [name if run else None for name, run in zip(names, used)]
 
 
 class DropPath(nn.Module):
-    """In training an image loses the output of the operation with probability `rate`; the mean is kept."""
+    """In training an image loses the output of the operation with probability `rate`; the others are scaled up."""
 
     def __init__(self, op: Op):
         super().__init__()
@@ -965,17 +996,17 @@ class DropPath(nn.Module):
 
 
 class Network(nn.Module):
-    """The network of a genotype, to be trained from scratch. It has no weights that its output does not depend on.
+    """The network of a genotype, to be trained from scratch, without operations that its output does not depend on.
 
     cells: in all; for nb201 per stage. auxiliary: a second classifier in training (DARTS alone has one). drop_path: its
-    rate, which set_drop_path changes. imagenet: the stem of stride 8. ValueError says which of them cannot be.
+    rate, which set_drop_path changes. imagenet: the stem of stride 8. ValueError for arguments that do not fit.
     """
 
     def __init__(self, genotype, channels=36, cells=20, classes=10, auxiliary=True, drop_path=0.2, imagenet=False):
         super().__init__()
         family = family_of(genotype)
         ops, inputs, self.arch = {}, {}, {}
-        concat = {"normal": genotype[1], "reduce": genotype[3]} if family is DartsBody else {}
+        concat = dict(normal=genotype.normal_concat, reduce=genotype.reduce_concat) if family is DartsBody else {}
         for kind, (kept, names) in family.decode(genotype).items():
             output = concat.get(kind, [family.cell_inputs + len(kept) - 1])
             inputs[kind], names = reached(family, kept, names, output)
@@ -997,7 +1028,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> tuple:
         """Logits (N, classes) and, in training with an auxiliary head, its logits; else None."""
-        return self.body(images, self.arch)
+        return self.body(images.contiguous(memory_format=MEMORY_FORMAT), self.arch)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PRINTED = str(genotypes.PUBLISHED["DARTS_V2"])
 
 
 def test_published_cells_equal_the_published_code():
-    v2 = (  # quark0/darts
+    v2 = (  # from quark0/darts
         "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
         "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], "
         "normal_concat=[2, 3, 4, 5], reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), "
@@ -33,9 +33,6 @@ def test_published_cells_equal_the_published_code():
         "reduce_concat=[2, 3, 4, 5])"
     )
     assert str(genotypes.load("DARTS_V2")) == v2
-    gdas = [("skip_connect", 0), ("skip_connect", 1), ("skip_connect", 0), ("sep_conv_5x5", 2)]  # D-X-Y/GDAS
-    gdas += [("sep_conv_3x3", 3), ("skip_connect", 0), ("sep_conv_5x5", 4), ("sep_conv_3x3", 3)]
-    assert genotypes.load("GDAS_V1").normal == gdas
     assert " ".join(genotypes.PUBLISHED) == "DARTS_V1 DARTS_V2 PC_DARTS_cifar PC_DARTS_image PDARTS GDAS_V1"
     assert all(genotypes.check(cell) == cell for cell in genotypes.PUBLISHED.values())
 
@@ -75,34 +72,23 @@ CODE = "__import__('os').system('touch ran')"  # leaves a file behind if anythin
 SAVED = json.dumps({"schema": 1, "kind": "darts", "genotype": genotypes.PUBLISHED["DARTS_V2"]._asdict()})
 HOSTILE_TEXTS = {
     "empty": "", "wrong case": "darts_v2", "no text": 3, "bytes": b"DARTS_V2", "long": "x" * 1_000_000,
-    "missing file": "missing.json", "NUL": PRINTED + "\0", "NUL in a path": "cell\0.json", "surrogate": "\ud800",
-    "code": CODE, "code before": f"{CODE} or {PRINTED}", "code after": f"{PRINTED}; {CODE}",
-    "code for an op": PRINTED.replace("'dil_conv_3x3'", CODE),
-    "code for a list": PRINTED.replace("[2, 3, 4, 5]", f"{CODE} or [2]"),
-    "code in JSON": SAVED.replace("[2,", f"[{CODE},"), "called twice": PRINTED.replace("Genotype(", "Genotype()("),
-    "deep brackets": "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")", "deep JSON": '{"a":' * 100_000,
-    "many signs": "Genotype(" + "-" * 9_000 + "1)", "many lists": "Genotype(" + "[]," * 6_000 + ")",
-    "huge number": f"Genotype({'9' * 15_000})", "huge input": PRINTED.replace("2)", "9" * 4_000 + ")"),
-    "huge range": PRINTED.replace("[2, 3, 4, 5]", "range(2, 10**9)"), "unfinished": PRINTED[:-1],
-    "field twice": PRINTED.replace("reduce=", "normal="), "fields missing": "Genotype([], [], [])",
-    "none": PRINTED.replace("dil_conv_3x3", "none"), "empty op": PRINTED.replace("dil_conv_3x3", ""),
+    "NUL": PRINTED + "\0", "NUL in a path": "cell\0.json", "surrogate": "\ud800", "code": CODE,
+    "code before": f"{CODE} or {PRINTED}", "code after": f"{PRINTED}; {CODE}",
+    "code for an op": PRINTED.replace("'dil_conv_3x3'", CODE), "code in JSON": SAVED.replace("[2,", f"[{CODE},"),
+    "called twice": PRINTED.replace("Genotype(", "Genotype()("), "deep JSON": '{"a":' * 100_000,
+    "deep brackets": "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")", "huge number": f"Genotype({'9' * 15_000})",
+    "huge range": PRINTED.replace("[2, 3, 4, 5]", "range(2, 10**9)"), "fields missing": "Genotype([], [], [])",
+    "none": PRINTED.replace("dil_conv_3x3", "none"), "op named concat": str(ONE_SHOT).replace("maxpool3x3", "concat"),
     "later input": PRINTED.replace("'dil_conv_3x3', 2", "'dil_conv_3x3', 5"),
-    "bool input": PRINTED.replace("'dil_conv_3x3', 2", "'dil_conv_3x3', True"),
     "same input twice": PRINTED.replace("'dil_conv_3x3', 2", "'dil_conv_3x3', 0"),
     "seven pairs": PRINTED.replace(", ('dil_conv_3x3', 2)", ""), "empty concat": PRINTED.replace("[2, 3, 4, 5]", "[]"),
-    "concat of an input": PRINTED.replace("[2, 3, 4, 5]", "[1, 2]"),
-    "concat twice": PRINTED.replace("[2, 3,", "[2, 2,"),
-    "op named concat": str(ONE_SHOT).replace("maxpool3x3", "concat"),
     "many nodes": PRINTED.replace("normal=[", "normal=[" + "('skip_connect', 0), ('skip_connect', 1), " * 99),
     "cells of two sizes": PRINTED.replace(", ('skip_connect', 0), ('dil_conv_3x3', 2)]", "]").replace(", 5]", "]", 1),
     "arch in another order": ARCH.replace("none~0|avg_pool_3x3~1", "none~1|avg_pool_3x3~0"),
     "arch without a bar": ARCH.replace("+|", "+"), "short arch": ARCH[:60], "arch op": ARCH.replace("none", "zero"),
-    "schema 2": SAVED.replace("1", "2", 1), "schema true": SAVED.replace("1", "true", 1), "schema missing": "{}",
-    "NaN": SAVED.replace(", 2]", ", NaN]"), "float input": SAVED.replace(", 2]", ", 2.0]"),
-    "wrong kind": SAVED.replace("darts", "nb201"), "unhashable kind": SAVED.replace('"darts"', "[{}]"),
-    "no genotype": '{"schema": 1, "kind": "darts"}', "odd field": SAVED.replace("normal_concat", "a\\nb\\ud800"),
-    "inputs of no space": str(ONE_SHOT).replace("(0, 4)", "(4,)"),
-    "unknown one-shot op": str(ONE_SHOT).replace("maxpool", "minpool"),
+    "schema 2": SAVED.replace("1", "2", 1), "schema missing": "{}", "wrong kind": SAVED.replace("darts", "nb201"),
+    "unhashable kind": SAVED.replace('"darts"', "[{}]"), "odd field": SAVED.replace("normal_concat", "a\\nb\\ud800"),
+    "no genotype": '{"schema": 1, "kind": "darts"}', "inputs of no space": str(ONE_SHOT).replace("(0, 4)", "(4,)"),
 }  # fmt: skip
 
 
@@ -142,6 +128,7 @@ def test_errors_name_the_place_and_the_choices(tmp_path):
 
     text = error(PRINTED.replace("dil_conv_3x3", "dil_conv_7x7"))
     assert re.search(r"normal, x_5: unknown operation 'dil_conv_7x7'; known: .*dil_conv_5x5", text)
+    assert "normal, x_2: unknown operation 'sep_conv_3x3'; known: skip_connect, dil_conv_3x3" in error(PRINTED, "s1")
     assert re.search("no published cell .DARTS_V1, .*GDAS_V1. and no file", error("darts_v2"))
     assert error(SAVED.replace("darts", "nasnet")) == "kind 'nasnet' is unknown; known: darts, 1shot1, nb201"
     (tmp_path / "cell.json").write_text(SAVED[:60])
@@ -154,16 +141,11 @@ def test_a_space_admits_its_own_nodes_and_ops_alone(monkeypatch):
     monkeypatch.setitem(rome.SPACES, "mine", rome.Space("darts", (2, 3), (2, 2), dict(normal=rows, reduce=rows)))
     cell = rome.Genotype(pairs := [("mine", 0), ("mine", 1), ("mine", 2), ("skip_connect", 0)], [2, 3], pairs, [3])
     assert genotypes.load(str(cell), "mine") == genotypes.check(cell) == cell
-    assert genotypes.load("DARTS_V2", "darts") == genotypes.load("DARTS_V2", rome.SPACES["darts"]) == v2
-    assert genotypes.load(ARCH, "nb201") == ARCH and genotypes.load(str(ONE_SHOT), "1shot1-1") == ONE_SHOT
+    assert genotypes.load("DARTS_V2", rome.SPACES["darts"]) == v2
     assert genotypes.parameter_free(cell)["normal"] == 1
     for genotype, space in ((v2, "mine"), (cell, "darts"), (v2, "s2"), (ARCH, "darts"), (ONE_SHOT, "1shot1-2")):
         with pytest.raises(ValueError):
             genotypes.check(genotype, space)
-    skips = [("skip_connect", 1), ("skip_connect", 0)] * 4
-    message = "reduce, x_2: unknown operation 'sep_conv_3x3'; known: max_pool_3x3, avg_pool_3x3"
-    with pytest.raises(ValueError, match=message):
-        genotypes.check(rome.Genotype(skips, [2], [("sep_conv_3x3", 0), *skips[:1], *skips[2:]], [2]), "s1")
     with pytest.raises(ValueError, match="no space 'moon'; known: darts, s1"):
         genotypes.check(v2, "moon")
 
@@ -215,7 +197,6 @@ def test_picture_is_xml_and_shows_every_op(kind, tmp_path):
     cells = {"darts": KINDS["darts"].normal + KINDS["darts"].reduce, "1shot1": [(op, 0) for op in ONE_SHOT.ops]}
     ops = [op for op, _ in cells.get(kind, ())] or re.findall(r"([^|~+]+)~", ARCH)
     assert all(shown.count(op) == ops.count(op) for op in ops)
-    assert not list(root.iter("{http://www.w3.org/2000/svg}tspan"))  # renderers place nested ones differently
     assert all(genotypes.describe(KINDS[kind]).count(op) >= ops.count(op) for op in ops)
 
 
@@ -237,30 +218,21 @@ def test_pictures_have_no_overlapping_labels_and_no_line_through_a_label():
                 assert not (abs(y0 - y) < h / 2 + 1 and min(x0, x1) < x - w / 2 and max(x0, x1) > x + w / 2)
 
 
-def test_dots_mark_junctions_and_no_crossing():
-    _, _, lines, boxes = genotypes._layout(KINDS["darts"])
-    dots = {(x, y) for x, y, w, *_, text in boxes if w and not text}
-    rows = [points for _, points in lines if len(points) == 3]
-    assert dots == {points[0] for points in rows} and len(dots) == 2 * (8 + 4)
-    verticals = [(a, b) for _, points in lines for a, b in itertools.pairwise(points) if a[0] == b[0]]
-    crossings = 0
-    for ((left, y), (right, _), _), (top, bottom) in itertools.product(rows, verticals):
-        if left < top[0] < right and top[1] < y < bottom[1]:
-            crossings += 1
-            assert (top[0], y) not in dots
-    assert crossings > 3
+def test_a_dot_marks_where_an_edge_leaves_its_input():
+    genotype, boxes = KINDS["darts"], genotypes._layout(KINDS["darts"])[3]
+    names, x_of = ["c_k-2", "c_k-1", "x_2", "x_3", "x_4", "x_5"], {text: x for x, *_, text in boxes}
+    inputs = [i for _, i in genotype.normal] + genotype.normal_concat
+    inputs += [i for _, i in genotype.reduce] + genotype.reduce_concat
+    assert [x for x, _, w, *_, text in boxes if w and not text] == [x_of[names[i]] for i in inputs]
 
 
-def test_png_is_drawn_and_other_suffixes_are_refused(tmp_path):
+def test_png_needs_matplotlib_and_other_suffixes_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"\.svg or \.png"):
         genotypes.draw(ONE_SHOT, tmp_path / "cell.pdf")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(ValueError, match="pip install matplotlib"):
+            genotypes.draw(ARCH, tmp_path / "cell.png")
     pytest.importorskip("matplotlib")
     genotypes.draw(ONE_SHOT, tmp_path / "cell.PNG")
     assert (tmp_path / "cell.PNG").read_bytes().startswith(b"\x89PNG")
-
-
-def test_png_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match="pip install matplotlib"):
-        genotypes.draw(ARCH, tmp_path / "cell.png")
-    genotypes.draw(ARCH, tmp_path / "cell.svg")

@@ -253,9 +253,7 @@ def report(folders: list[str], style: str = "text") -> str:
 
 
 # What `plot` draws: columns of metrics.csv that begin so, and their unit.
-CURVES = dict(
-    loss_="nats", supernet_accuracy="%", accuracy_="%", table_test="%", entropy_="nats", parameter_free_="ops"
-)
+CURVES = dict(loss_="nats", supernet_accuracy="%", accuracy_="%", table_test="%", entropy_="nats", parameter_free_="")
 
 
 def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
@@ -264,7 +262,7 @@ def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
         from matplotlib import cm, figure
     except ImportError:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
-    columns = dict.fromkeys(name for run in runs for name in run[stage]["rows"][0])
+    columns = dict.fromkeys(name for run in runs for name, value in run[stage]["rows"][0].items() if value)
     panels = [(name, unit) for begin, unit in CURVES.items() for name in columns if name.startswith(begin)]
     down = math.ceil(len(panels) / 3)
     canvas = figure.Figure((13, 2.8 * down + 0.4 + 0.2 * len(runs)), layout="constrained")
@@ -275,11 +273,11 @@ def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
         for number, run in enumerate(runs):
             rows = [row for row in run[stage]["rows"] if row.get(name)]
             epochs, values = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
-            axes.plot(epochs, values, color=cm.tab10(number % 10), label=str(run["folder"]))
+            axes.plot(epochs, values, ".-", color=cm.tab10(number % 10), label=str(run["folder"]))
         axes.set(title=name, xlabel="epoch", ylabel=unit)
         axes.locator_params("x", integer=True)
-        if name.startswith("entropy_"):  # from 0, so that a small change looks small
-            axes.set_ylim(bottom=0)
+        if name.startswith("entropy_"):  # shows 0, so that a small change looks small
+            axes.axhline(0, color="0.8")
     canvas.suptitle(stage)
     canvas.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
     picture = io.BytesIO()
