@@ -1,9 +1,9 @@
 """Kills runs at random moments, resumes them, and compares their end with a run that nothing happened to.
 
 A search and a retrain are killed again and again: by SIGKILL, SIGTERM or SIGINT at a random time, or by SIGKILL in the
-middle of a write. Every attack is followed by the same command with --resume, and the
-last of a round ends by itself. Claims: genotype.json, metrics.csv without times, and every number of last.pt are those
-of the undisturbed run; SIGTERM and SIGINT end a run with their status and one line; no temporary file remains.
+middle of a write. Each time the same command goes on with --resume, and the last one of a round ends by itself. Claims:
+genotype.json, metrics.csv without times, and every number of last.pt are those of the undisturbed run; SIGTERM and
+SIGINT end a run with their status and one line; no temporary file remains.
 
 A run is a fork of this process, in which torch is loaded already. The suite tests single faults: a full disk, broken
 checkpoints, NaN.

@@ -89,7 +89,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def copy(self, func, x, kwargs):
-        device, dtype = (torch.device(kwargs.get("device") or x.device), kwargs.get("dtype") or x.dtype)
+        device, dtype = torch.device(kwargs.get("device") or x.device), kwargs.get("dtype") or x.dtype
         if device.type == x.device.type and dtype == x.dtype and "memory_format" not in kwargs:
             return x
         self.launches["_to_copy"] += 1

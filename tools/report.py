@@ -252,8 +252,31 @@ def report(folders: list[str], style: str = "text") -> str:
     return text
 
 
-# What `plot` draws: columns of metrics.csv that begin so, and their unit.
-CURVES = dict(loss_="nats", supernet_accuracy="%", accuracy_="%", table_test="%", entropy_="nats", parameter_free_="")
+# The panels of `plot`: column of metrics.csv, or its beginning before the cell type -> title and unit.
+CURVES = {
+    "loss_theta": ("Loss of the weights' half", "cross-entropy (nats)"),
+    "loss_alpha": ("Loss of alpha and beta's half", "cross-entropy (nats)"),
+    "supernet_accuracy": ("Supernet accuracy of the derived cell", "accuracy (%)"),
+    "table_test": ("Test accuracy in NAS-Bench-201", "accuracy (%)"),
+    "parameter_free_": ("Parameter-free operations, {} cell", "operations"),
+    "entropy_alpha_": ("Entropy of alpha, {} cell", "nats, mean over edges"),
+    "entropy_beta_": ("Entropy of beta, {} cell", "nats, mean over nodes"),
+    "loss_train": ("Training loss", "cross-entropy (nats)"),
+    "loss_test": ("Test loss", "cross-entropy (nats)"),
+    "accuracy_train": ("Training accuracy", "accuracy (%)"),
+    "accuracy_test": ("Test accuracy", "accuracy (%)"),
+}
+
+
+def uniform_entropy(config: dict, name: str) -> float:
+    """The mean entropy in nats of alpha's rows, or of beta's nodes, where all choices are equally probable."""
+    space = train.space_of(config)
+    counts = [len(row) for row in next(iter(space.ops.values()))]
+    if name == "entropy_beta_":
+        counts = list(space.candidates)
+        if config["method"] == "rome-v1":
+            counts = [math.comb(n, k) for n, k in zip(space.candidates, space.picks)]
+    return statistics.fmean(math.log(count) for count in counts if count > 1)
 
 
 def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
@@ -262,23 +285,30 @@ def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
         from matplotlib import cm, figure
     except ImportError:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
-    columns = dict.fromkeys(name for run in runs for name, value in run[stage]["rows"][0].items() if value)
-    panels = [(name, unit) for begin, unit in CURVES.items() for name in columns if name.startswith(begin)]
+    columns = [name for name, value in runs[0][stage]["rows"][0].items() if value]
+    panels = []
+    for begin in CURVES:
+        panels += [(begin, name) for name in columns if name == begin or (begin[-1] == "_" and name.startswith(begin))]
     down = math.ceil(len(panels) / 3)
-    canvas = figure.Figure((13, 2.8 * down + 0.4 + 0.2 * len(runs)), layout="constrained")
+    canvas = figure.Figure((13, 3 * down + 0.4 + 0.2 * len(runs)), layout="constrained")
     places = canvas.subplots(down, 3, squeeze=False).flatten()
     for axes in places[len(panels) :]:
         axes.set_axis_off()
-    for axes, (name, unit) in zip(places, panels):
+    for axes, (begin, name) in zip(places, panels):
         for number, run in enumerate(runs):
             rows = [row for row in run[stage]["rows"] if row.get(name)]
             epochs, values = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
             axes.plot(epochs, values, ".-", color=cm.tab10(number % 10), label=str(run["folder"]))
-        axes.set(title=name, xlabel="epoch", ylabel=unit)
+        title, unit = CURVES[begin]
+        axes.set(title=title.format(name.removeprefix(begin)), xlabel="epoch", ylabel=unit)
         axes.locator_params("x", integer=True)
-        if name.startswith("entropy_"):  # shows 0, so that a small change looks small
-            axes.axhline(0, color="0.8")
-    canvas.suptitle(stage)
+        axes.locator_params("y", integer=unit == "operations")
+        if begin.startswith("entropy_"):  # from 0, so that a small change looks small
+            level = uniform_entropy(runs[0][stage]["config"], begin)
+            axes.axhline(level, color="0.5", linewidth=0.8)
+            axes.text(1, level, "uniform ", ha="right", va="bottom", color="0.4", transform=axes.get_yaxis_transform())
+            axes.set_ylim(0, 1.2 * level)
+    canvas.suptitle(f"{stage.capitalize()}: {runs[0]['row']['space']} on {runs[0]['row']['dataset']}")
     canvas.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
     picture = io.BytesIO()
     canvas.savefig(picture, format=out.suffix[1:].lower(), dpi=150)
@@ -288,12 +318,16 @@ def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
 def plot(folders: list[str], out: str | None = None) -> str:
     """Draws the curves of runs: one picture of their searches, and one, with -retrain in its name, of their retrains.
 
-    out: an .svg or .png file; by default curves.svg in the first run's folder.
+    out: an .svg or .png file; by default curves.svg in the first run's folder. ValueError for runs of different spaces
+    or data sets.
     """
     out, written = Path(out or Path(folders[0]) / "curves.svg"), []
     if out.suffix.lower() not in (".svg", ".png"):
         raise ValueError(f"{out}: the name of a picture ends in .svg or .png")
     runs = [read_run(folder) for folder in dict.fromkeys(map(Path, folders))]
+    kinds = sorted({f"{run['row']['space']} on {run['row']['dataset']}" for run in runs})
+    if len(kinds) > 1:
+        raise ValueError(f"plot draws runs of one space and data set at a time; these are {', '.join(kinds)}")
     for stage, path in (("search", out), ("retrain", out.with_stem(f"{out.stem}-retrain"))):
         begun = [run for run in runs if stage in run and run[stage]["rows"]]
         if begun:
