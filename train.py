@@ -19,19 +19,17 @@ import csv
 import difflib
 import functools
 import hashlib
-import importlib.util
 import io
 import json
 import math
-import pickle
 import platform
+import runpy
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,9 +40,12 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import genotypes
 import rome
+
+PROGRAM = "rome.py" if Path(sys.argv[0]).name == "rome.py" else "train.py"  # that was started
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 1. Protocols. Each row lists only what differs from "default". Flags override.
@@ -100,6 +101,8 @@ QUICK = {
         steps_per_epoch=60, image_size=16,
     ),
 }  # fmt: skip
+# Settings of the retrain that `search --retrain` takes as --retrain-NAME; the others it shares with the search.
+RETRAIN_FLAGS = (*RETRAIN["default"], "steps_per_epoch", "compile")
 METHODS = {"rome-v2": "v2", "rome-v1": "v1", "gdas": "none"}  # to the supernet's topology
 
 
@@ -144,8 +147,9 @@ STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 DATASETS = (*STATISTICS, "folder", "shapes")
+FOLDERS = ("folder", "imagenet")  # they are read from DIR/train and DIR/test
 PIXELS_32 = ("cifar10", "cifar100", "svhn")  # their images have 32 x 32 pixels
-SHAPES_IMAGES = {"train": (8000, 0), "test": (2000, 1)}  # how many are drawn, and their seed
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # no PostScript, for which Pillow runs a program
 
 
 def load_data(config: dict, split: str) -> Images:
@@ -154,23 +158,20 @@ def load_data(config: dict, split: str) -> Images:
     if name == "shapes":
         from tools.shapes import SHAPES, draw_shapes
 
-        count, seed = SHAPES_IMAGES[split]
+        count, seed = (8000, 0) if split == "train" else (2000, 1)
         return Images(*draw_shapes(count, seed, size), [], list(SHAPES))
-    if name in ("folder", "imagenet"):
+    if name in FOLDERS:
         data = list_folder(config, split)
         files = [path for path, _ in data.samples]
         fits = config["stem"] != "imagenet" and len(files) * size * size * 3 <= config["cache_gib"] * 2**30
-        return Images(read_images(files, size) if fits else None, torch.tensor(data.targets), files, data.classes)
+        return Images(read_images(files, config) if fits else None, torch.tensor(data.targets), files, data.classes)
     from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100, "svhn": SVHN}[name]
     try:
         data = kind(config["data"], split if name == "svhn" else split == "train", download=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} is not in {config['data']!r} and could not be downloaded ({first_line(error)}); "
-            "put its archive there, or use --dataset folder --data DIR"
-        ) from None
+        raise ValueError(f"no {name} ({first_line(error)}); put its archive into the folder {config['data']}") from None
     if name == "svhn":
         pixels, labels = torch.tensor(data.data).permute(0, 2, 3, 1), torch.tensor(data.labels)
         return Images(pixels.contiguous(), labels.long(), [], list("0123456789"))
@@ -178,7 +179,7 @@ def load_data(config: dict, split: str) -> Images:
 
 
 def list_folder(config: dict, split: str):
-    """torchvision's ImageFolder of DIR/train, or of DIR/test or DIR/val: it lists the files and reads none."""
+    """torchvision's ImageFolder of DIR/train, or of DIR/test or DIR/val, which is checked, too. It reads no image."""
     from torchvision.datasets import ImageFolder, folder
 
     places = [Path(config["data"]) / name for name in (["train"] if split == "train" else ["test", "val"])]
@@ -186,85 +187,58 @@ def list_folder(config: dict, split: str):
     if place is None:
         raise ValueError(f"no folder {places[0]}: --data DIR wants DIR/{{train,test}}/CLASS/ with image files")
     endings = (*folder.IMG_EXTENSIONS, ".gif")  # torchvision's own leave out GIF
-    try:
-        data = ImageFolder(place, is_valid_file=lambda path: path.lower().endswith(endings))
-    except FileNotFoundError as error:
-        raise ValueError(f"{place}: {first_line(error)}") from None
+    data = ImageFolder(place, is_valid_file=lambda path: path.lower().endswith(endings))
     if len(data.classes) < 2:
         raise ValueError(f"{place} has one class, {data.classes[0]}; a classifier needs two at least")
+    if split == "test" and data.classes != list_folder(config, "train").classes:
+        raise ValueError(
+            f"{config['data']}: the classes of train and test differ; of {place}: {', '.join(data.classes)}"
+        )
     return data
 
 
-def check_test_folder(config: dict) -> None:
-    """ValueError if a retrain could not test: no test images, or other classes than those of the training images."""
-    if config["dataset"] in ("folder", "imagenet"):
-        train, test = list_folder(config, "train").classes, list_folder(config, "test").classes
-        if train != test:
-            odd = ", ".join(sorted(set(train) ^ set(test))[:5])
-            raise ValueError(f"{config['data']}: the classes of train and test differ: {odd}")
-
-
-def read_images(files: list, size: int) -> Tensor:
-    """uint8 (N, size, size, 3), read by threads."""
-    pixels = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:
-        for index, image in enumerate(pool.map(lambda path: read_image(path, size), files)):
-            pixels[index] = image
-    return pixels
-
-
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # no PostScript, for which Pillow runs a program
-MOST_PIXELS = 80_000_000  # of one image, which Pillow decodes at once; it warns from 89 million on
-
-
-def read_image(path: str, size: int, transform=None) -> Tensor:
-    """uint8 (size, size, 3): RGB, the shorter side resized to `size` (bilinear, antialiased), the centre cropped."""
-    import numpy
-    from PIL import Image
-    from torchvision.transforms.v2 import functional
-
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            if file.width * file.height > MOST_PIXELS or file.mode == "F":
-                raise ValueError(f"{file.width}x{file.height} pixels are too many, or they are floating-point numbers")
-            if file.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
-                file = Image.fromarray((numpy.asarray(file) >> 8).clip(0, 255).astype("uint8"))
-            image = file.convert("RGB")
-    except Exception as error:  # whatever Pillow makes of a broken file
-        raise ValueError(f"{path} is no readable image: {first_line(error)}") from None
-    if max(image.size) > 8 * min(image.size):  # of a strip its middle: resized as a whole it may take gigabytes
-        image = functional.center_crop(image, [min(side, 8 * min(image.size)) for side in image.size[::-1]])
-    if transform is not None:
-        image = transform(image)
-    elif image.size != (size, size):
-        image = functional.center_crop(functional.resize(image, [size], antialias=True), [size, size])
-    return functional.pil_to_tensor(image).permute(1, 2, 0)
-
-
 class Files(torch.utils.data.Dataset):
-    """Images read by workers; an item (index, place) is transformed with the randomness of its place."""
+    """Image files of a role. An item (index, place) is augmented with the randomness of its place."""
 
     def __init__(self, files: list, config: dict, role: str):
-        self.files, self.size, self.transform = files, config["image_size"], image_transform(config, role)
+        from torchvision.transforms import v2
+
+        self.files, size, imagenet = files, config["image_size"], config["stem"] == "imagenet"
+        if imagenet and role in ("weights", "architecture", "retrain"):
+            jitter = [v2.ColorJitter(0.4, 0.4, 0.4, 0.2)] if role == "retrain" else []
+            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *jitter]
+        else:
+            side = size * 256 // 224 if imagenet else size  # of the shorter side; a long strip is padded
+            steps = [v2.Resize(side, max_size=8 * side), v2.CenterCrop(size)]
+        self.transform = v2.Compose([*steps, v2.PILToTensor()])
+
+    def read(self, path: str) -> Tensor:
+        """uint8 (size, size, 3), RGB."""
+        from numpy import asarray
+        from PIL import Image
+
+        try:
+            with Image.open(path, formats=FORMATS) as file:
+                if file.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+                    file = Image.fromarray((asarray(file) >> 8).clip(0, 255).astype("uint8"))
+                return self.transform(file.convert("RGB")).permute(1, 2, 0)
+        except Exception as error:  # whatever Pillow makes of a broken file
+            raise ValueError(f"{path} is no readable image: {first_line(error)}") from None
 
     def __getitem__(self, item) -> Tensor:
         index, place = item
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed(*place, index).initial_seed())
-            return read_image(self.files[index], self.size, self.transform)
+            return self.read(self.files[index])
 
 
-def image_transform(config: dict, role: str):
-    """With ImageNet's stem, how an image is resized and augmented when it is read; else None."""
-    from torchvision.transforms import v2
-
-    size = config["image_size"]
-    if config["stem"] != "imagenet":
-        return None
-    if role in ("evaluation", "test"):
-        return v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
-    jitter = [v2.ColorJitter(0.4, 0.4, 0.4, 0.2)] if role == "retrain" else []
-    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *jitter])
+def read_images(files: list, config: dict) -> Tensor:
+    """uint8 (N, size, size, 3), read by threads, not augmented."""
+    pixels = torch.empty(len(files), config["image_size"], config["image_size"], 3, dtype=torch.uint8)
+    with ThreadPoolExecutor() as pool:
+        for index, image in enumerate(pool.map(Files(files, config, "test").read, files)):
+            pixels[index] = image
+    return pixels
 
 
 def outlive_one_signal(worker: int) -> None:
@@ -276,8 +250,7 @@ def outlive_one_signal(worker: int) -> None:
 class Stream:
     """Batches of the images `index`, shuffled anew every epoch, augmented on the device.
 
-    role: "weights", "architecture", "retrain"; "evaluation", "test": not augmented. Order and augmentation depend on
-    (seed, role, epoch, step, rank) alone.
+    role: "weights", "architecture", "retrain"; "evaluation", "test": not augmented. steps: of an epoch.
     """
 
     def __init__(self, images: Images, index: Tensor, config: dict, role: str, device, statistics):
@@ -286,69 +259,53 @@ class Stream:
         self.rank, self.world = rank_and_world()
         if self.augment and len(index) // self.world < 2:
             raise ValueError(f"{len(index)} images are too few for {self.world} processes, which need two each")
-        self.labels, self.order = images.labels.to(device), (None, None)
+        self.labels = images.labels.to(device)
         self.mean, self.std = torch.tensor(statistics, device=device).view(2, 3, 1, 1)
-
-    def __len__(self) -> int:
-        """Steps of an epoch. Batch norm needs two images: a single one left over is dropped in training, and joins the
-        batch before in evaluation."""
-        count, size = len(self._share(self.index)), self.config["batch_size"]
-        steps = math.ceil(count / size)
-        return steps - 1 if steps > 1 and count % size == 1 else steps
+        self.steps = len(self._batches(0, 0))
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None):
-        """Yields images (N, 3, H, W), normalised, channels-last, and labels (N,), for the steps from start to stop.
+        """Yields images (N, 3, H, W), normalised, channels-last, and labels (N,), for the steps from start to stop."""
+        steps, batches = range(start, stop or self.steps), []
+        while len(batches) < steps.stop:
+            batches += self._batches(epoch, len(batches) // self.steps)
+        batches = batches[start : steps.stop]
+        places = [(self.config["seed"], self.role, epoch, step, self.rank) for step in steps]
+        settings, read = device_settings(self.device), None
+        if self.images.pixels is None:
+            items = [[(index, place) for index in batch.tolist()] for batch, place in zip(batches, places)]
+            read = iter(torch.utils.data.DataLoader(
+                Files(self.images.files, self.config, self.role), batch_sampler=items,
+                num_workers=self.config["workers"], worker_init_fn=outlive_one_signal,
+                pin_memory=settings["pin_memory"],
+                generator=torch.Generator(),  # its own, so that starting workers does not advance torch's default one
+            ))  # fmt: skip
+        for batch, place in zip(batches, places):
+            index, generator = batch.to(self.device, non_blocking=settings["non_blocking"]), keyed(*place)
+            if read is None:
+                pixels = self.images.pixels[index]
+            else:
+                pixels = next(read).to(self.device, non_blocking=settings["non_blocking"])
+            if self.augment and self.config["stem"] != "imagenet":
+                pixels = crop_and_flip(pixels, generator)
+            images = ((pixels.permute(0, 3, 1, 2).float() / 255) - self.mean) / self.std  # channels-last
+            if self.augment and self.config["cutout"]:
+                images = cut_out(images, self.config["cutout"], generator)
+            yield images, self.labels[index]
 
-        Past the last batch the images come round again, in another order.
+    def _batches(self, epoch: int, turn: int) -> list[Tensor]:
+        """This rank's images in batches. turn: how often the images came round in this epoch.
+
+        Evaluation is shuffled too: files come class by class, and the supernet's batch norm needs mixed batches.
         """
-        steps = range(start, len(self) if stop is None else stop)
-        non_blocking = device_settings(self.device)["non_blocking"]
-        read = self._read(epoch, steps) if self.images.pixels is None else None
-        for step in steps:
-            index = self._indices(epoch, step).to(self.device, non_blocking=non_blocking)
-            pixels = self.images.pixels[index] if read is None else next(read)
-            pixels = pixels.to(self.device, non_blocking=non_blocking)
-            yield self._finish(pixels, keyed(*self._place(epoch, step))), self.labels[index]
-
-    def _read(self, epoch: int, steps: range):
-        """Has workers read the images of these steps."""
-        workers, items = self.config["workers"], []
-        for step in steps:
-            items.append([(index, self._place(epoch, step)) for index in self._indices(epoch, step).tolist()])
-        loader = torch.utils.data.DataLoader(
-            Files(self.images.files, self.config, self.role), batch_sampler=items, num_workers=workers,
-            pin_memory=device_settings(self.device)["pin_memory"], worker_init_fn=outlive_one_signal,
-            timeout=600 if workers else 0,
-            generator=torch.Generator(),  # its own, so that starting workers does not advance torch's default one
-        )  # fmt: skip
-        return iter(loader)
-
-    def _place(self, epoch: int, step: int) -> tuple:
-        return self.config["seed"], self.role, epoch, step, self.rank
-
-    def _share(self, index: Tensor) -> Tensor:
-        """This rank's part of the images. In training all ranks have the same number."""
-        if self.augment:
-            index = index[: len(index) // self.world * self.world]
-        return index[self.rank :: self.world]
-
-    def _indices(self, epoch: int, step: int) -> Tensor:
-        """The images of one batch."""
-        turn, batch = divmod(step, len(self))
-        if self.order[0] != (epoch, turn):
-            # Evaluation is shuffled too: files come class by class, and the supernet's batch norm needs mixed batches.
-            order = torch.randperm(len(self.index), generator=keyed(self.config["seed"], self.role, epoch, turn))
-            self.order = (epoch, turn), self._share(self.index[order])
-        start = batch * self.config["batch_size"]
-        stop = None if batch + 1 == len(self) and not self.augment else start + self.config["batch_size"]
-        return self.order[1][start:stop]
-
-    def _finish(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop and flip, normalise, cut out."""
-        if self.augment and self.config["stem"] != "imagenet":
-            pixels = crop_and_flip(pixels, generator)
-        images = ((pixels.permute(0, 3, 1, 2).float() / 255) - self.mean) / self.std  # channels-last
-        return cut_out(images, self.config["cutout"], generator) if self.augment and self.config["cutout"] else images
+        order = torch.randperm(len(self.index), generator=keyed(self.config["seed"], self.role, epoch, turn))
+        if self.augment:  # all ranks train on the same number of images
+            order = order[: len(order) // self.world * self.world]
+        batches = list(self.index[order[self.rank :: self.world]].split(self.config["batch_size"]))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # too few for batch norm
+            last = batches.pop()
+            if not self.augment:
+                batches[-1] = torch.cat([batches[-1], last])
+        return batches
 
 
 def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -380,7 +337,7 @@ def statistics_of(images: Images, config: dict) -> tuple:
     total, squares, count = 0, 0, 0
     for numbers in torch.arange(len(images.labels)).split(1000):
         files = [images.files[number] for number in numbers] if images.pixels is None else []
-        part = read_images(files, config["image_size"]) if files else images.pixels[numbers]
+        part = read_images(files, config) if files else images.pixels[numbers]
         part = part.reshape(-1, 3).double() / 255
         total, squares, count = total + part.sum(0), squares + part.square().sum(0), count + len(part)
     mean = total / count
@@ -409,6 +366,7 @@ def halves(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 CHECKPOINT_FORMAT = 2
 # Settings that may change when a run is resumed: they do not change its result.
 FREE = set("resume out device workers data quiet save_minutes cache_gib retrain config table baseline".split())
+FREE |= {f"retrain_{name}" for name in RETRAIN_FLAGS}
 
 
 class NumbersError(ArithmeticError):
@@ -420,10 +378,8 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """signal: the number of the signal that asked this process to stop, or None.
-
-    folder: of the run in progress, which ends at its next step. Without one, a signal stops the program at once.
-    """
+    """signal: the number of the one that asked this process to stop. folder: of the run in progress, which ends at its
+    next step; without one a signal stops the program at once."""
 
     signal, folder = None, None
 
@@ -433,138 +389,109 @@ class Stop:
         if cls.folder is None:
             raise Interrupted
 
-    @classmethod
-    def asked(cls) -> bool:
-        """Whether any rank was asked to stop; every rank learns of it at the same step."""
-        if dist.is_initialized():
-            flag = torch.tensor([cls.signal or 0])  # on the CPU: nobody waits for the device
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            cls.signal = int(flag) or None
-        return cls.signal is not None
-
 
 class Run:
     """A search or a retrain in progress, and its folder. It counts, checks, times, logs and saves the steps.
 
-    The folder: config.json, log.txt, metrics.csv, last.pt, previous.pt. Rank 0 alone writes. parts: what has a
-    state_dict. epoch, step: where to go on. rows: of metrics.csv.
+    epoch, step: where to go on. rows: of metrics.csv. state: the checkpoint that it goes on from. Rank 0 alone writes.
     """
 
-    def __init__(self, stage: str, config: dict, device: torch.device):
-        self.stage, self.config, self.device, self.folder = stage, config, device, Path(config["out"])
-        (self.rank, self.world), self.whole, Stop.folder = rank_and_world(), False, None  # whole: last.pt is readable
+    def __init__(self, stage: str, config: dict):
+        self.stage, self.config, self.device, self.folder = stage, config, set_up(config), Path(config["out"])
+        self.rank, self.world = rank_and_world()
+        self.epoch, self.step, self.rows = 0, 0, []
+        self.whole, Stop.folder = False, None  # whole: last.pt can be read
         if Stop.signal:
             raise Interrupted
+        self.state = self._checkpoint()
 
-    def checkpoint(self) -> dict | None:
+    def _checkpoint(self) -> dict | None:
         """The newest whole checkpoint of a resumed run, or None. ValueError where the folder does not fit."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file; name another folder with --out")
         paths = [path for path in (self.folder / "last.pt", self.folder / "previous.pt") if path.is_file()]
         if (paths or (self.folder / "config.json").exists()) and not self.config["resume"]:
             raise ValueError(f"{self.folder} holds a run already; --resume goes on with it, --out names another")
-        reasons = []
+        problems = []
         for path in paths:
             try:
-                state = load_checkpoint(path)
-                changes = self._changes(state)
-            except Exception as error:  # whatever torch.load makes of a broken file
-                reasons.append(f"{path} cannot be used ({first_line(error)})")
+                state = load_checkpoint(path, self.stage)
+            except ValueError as error:
+                problems.append(str(error))
                 continue
-            if changes:
-                raise ValueError(f"{path} was made with {changes}; resume with the same, or use another --out")
-            for reason in reasons:
-                print(f"{reason}; going on from {path}", file=sys.stderr)
+            old, new = state["settings"] | {"processes": state["world"]}, self.config | {"processes": self.world}
+            changed = [name for name in sorted(new.keys() - FREE) if old.get(name) != new[name]]
+            if changed:
+                text = ", ".join(f"--{name.replace('_', '-')} {old.get(name)} (now {new[name]})" for name in changed)
+                raise ValueError(f"{path} was made with {text}; resume with the same, or use another --out")
+            if problems:
+                print(f"{problems[0]}; going on from {path}", file=sys.stderr)
             self.whole = path.name == "last.pt"
             return state
-        if reasons:
-            raise ValueError("; ".join(reasons) + "; start anew with another --out")
+        if problems:
+            raise ValueError("; ".join(problems) + "; start anew with another --out")
         return None
 
-    def _changes(self, state: dict) -> str:
-        """The settings in which a checkpoint differs from this run. ValueError if it is no checkpoint of this stage."""
-        if (state["format"], state["stage"]) != (CHECKPOINT_FORMAT, self.stage):
-            made = f"{short(str(state['stage']))} in format {short(str(state['format']))}"
-            raise ValueError(f"it is of a {made}; this version goes on with format {CHECKPOINT_FORMAT}")
-        epochs, step = [row["epoch"] for row in state["rows"]], state["step"]
-        if epochs != list(range(1, state["epoch"] + 1)) or type(step) is not int or step < 0:
-            raise ValueError("it has no place to go on at")
-        if torch.tensor(state["statistics"]).shape != (2, 3):
-            raise ValueError("it has no mean and deviation of the images")
-        old, changes = state["settings"] | {"processes": state["world"]}, []
-        new = self.config | {"processes": self.world}
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name) and name not in FREE and not name.startswith("retrain_"):
-                changes.append(f"--{name.replace('_', '-')} {old.get(name)} (now {new.get(name)})")
-        return ", ".join(changes)
+    def start(self, command: list[str], text: str, parts: dict, names: tuple, steps: int, **about):
+        """Writes config.json, logs `text`, and goes on from the checkpoint, if there is one.
 
-    def start(self, command: list[str], text: str, state: dict | None, parts: dict, names: tuple, steps: int, **about):
-        """Writes config.json, logs `text`, and goes on from the checkpoint `state`, if there is one.
-
-        names: of the numbers of a step; steps: of an epoch; about: more for the checkpoints.
+        parts: what has a state_dict. names: of the numbers of a step. steps: of an epoch. about: more to save.
         """
         self.parts, self.names, self.steps, self.about, self.unchecked = parts, names, steps, about, None
-        self.scaled = parts["scaler"].is_enabled()
-        self.epoch, self.step, self.rows, epochs = 0, 0, [], self.config["epochs"]
         self.sums = torch.zeros(len(names) + 1, device=self.device)  # the last one counts skipped steps
-        if dist.is_initialized():
+        cuda, threads = self.device.type == "cuda", torch.get_num_threads()
+        text += f", seed {self.config['seed']}, on "
+        text += torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {threads} threads"
+        if self.world > 1:
             dist.barrier()  # every rank has looked at the folder before rank 0 writes into it
+            text += f", in {self.world} processes, {self.world * self.config['batch_size']} images a step in all"
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left_over in self.folder.glob(".*.tmp"):  # of a write that was killed
-                left_over.unlink()
-            origin = dict(stage=self.stage, command=command, processes=self.world, settings=self.config)
-            content = json.dumps(origin | dict(versions=versions()), indent=1) + "\n"
+            content = dict(stage=self.stage, command=command, processes=self.world, settings=self.config)
+            content = json.dumps(content | dict(versions=versions()), indent=1) + "\n"
             genotypes.write(self.folder / "config.json", content.encode())
-        images = self.world * self.config["batch_size"]
-        self.log(text + (f", in {self.world} processes, {images} images a step in all" if self.world > 1 else ""))
-        if state is not None:
+        self.log(text)
+        if state := self.state:
             try:
                 for name, part in parts.items():
-                    old = state[name]
-                    if isinstance(part, torch.optim.Optimizer):
-                        old = old | {"param_groups": part.state_dict()["param_groups"]}  # the run's own settings
-                    part.load_state_dict(old)
-                self.sums.copy_(state["totals"])
-                torch.set_rng_state(state["rng"])
-            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-                text = f"the checkpoint in {self.folder} is of another network: {first_line(error)}"
-                raise ValueError(text) from None
+                    saved = state[name]
+                    if isinstance(part, torch.optim.Optimizer):  # the groups are this device's: fused or not
+                        saved = saved | {"param_groups": part.state_dict()["param_groups"]}
+                    part.load_state_dict(saved)
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise ValueError(f"{self.folder} holds a checkpoint of another network: {first_line(error)}") from None
+            self.sums.copy_(state["totals"])
+            torch.set_rng_state(state["rng"])
             self.epoch, self.step, self.rows = state["epoch"], state["step"], state["rows"]
             place = f"resumed at epoch {self.epoch + 1}, step {self.step + 1}"
-            self.log("already finished" if self.epoch >= epochs else place)
-        self.left, self.done, self.images = (epochs - self.epoch) * steps - self.step, 0, 0  # steps, of this process
+            self.log("already finished" if self.epoch >= self.config["epochs"] else place)
+        self.left, self.done, self.images = (self.config["epochs"] - self.epoch) * steps - self.step, 0, 0
         self.begin = self.epoch_begin = self.saved = time.perf_counter()
         Stop.folder = self.folder
 
     def add(self, images: int, **numbers: Tensor) -> None:
         """Counts a step of so many images. Saves if it is time. Raises NumbersError, and Interrupted after a signal.
 
-        The numbers of a step travel to the host while the next one is computed. They are checked then, so that the
-        device never waits for the check.
+        The numbers travel to the host while the next step is computed, and are checked then: the device never waits.
         """
         self.step, self.images, self.done, self.left = self.step + 1, self.images + images, self.done + 1, self.left - 1
         place = f"epoch {self.epoch + 1}/{self.config['epochs']}, step {self.step}/{self.steps}"
         values = torch.stack([numbers[name].detach().float() for name in self.names])
         self.sums += torch.cat([values.nan_to_num(0, 0, 0), ~values.isfinite().all()[None]])
-        host, copied = values.to("cpu", non_blocking=device_settings(self.device)["non_blocking"]), None
-        if self.device.type == "cuda":
-            copied = torch.cuda.Event()
-            copied.record()
+        host = values.to("cpu", non_blocking=device_settings(self.device)["non_blocking"])
+        copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
         self.check()  # the step before
         self.unchecked = place, host, copied
-
         now = time.perf_counter()
         if self.done == 1:
             self.begin = now  # the first step also warms up
-        elif self.done == 4:
-            total = (now - self.begin) / 3 * (self.done + self.left)
-            self.log(f"estimated total time {duration(total)}; peak memory {peak_mib(self.device):.0f} MiB")
-            if total > 24 * 3600 and self.device.type == "cpu":
-                self.log("too long for a CPU: use a GPU, or lower --channels, --cells, --epochs; or see --quick")
+        if self.done == 4:
+            self.log(f"about {self.time_left()} left; peak memory {peak_mib(self.device):.0f} MiB")
         if self.rank == 0 and not self.config["quiet"] and sys.stdout.isatty():
             print(f"\r\033[K{place}, {self.time_left()} left", end="", flush=True)  # the next line replaces it
-        if Stop.asked() or now - self.saved > 60 * self.config["save_minutes"]:
+        if self.world > 1:  # every rank learns of a signal at the same step
+            number = torch.tensor([Stop.signal or 0])  # on the CPU: nobody waits for the device
+            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+            Stop.signal = int(number) or None
+        if Stop.signal or now - self.saved > 60 * self.config["save_minutes"]:
             self.save()
             if Stop.signal:
                 raise Interrupted
@@ -576,26 +503,24 @@ class Run:
         (place, host, copied), self.unchecked = self.unchecked, None
         if copied is not None:
             copied.synchronize()
+        scaled = self.parts["scaler"].is_enabled()  # it skips a step whose gradient is not finite
         for name, value in zip(self.names, host.tolist()):
-            if not math.isfinite(value) and not (self.scaled and name.startswith("gradient")):  # a skipped step
-                raise NumbersError(
-                    f"{place}: {name.replace('_', ' ')} is not finite; the last checkpoint is kept; lower --lr or "
-                    "--clip, or go without --amp, in another --out"
-                )
+            if not math.isfinite(value) and not (scaled and name.startswith("gradient")):
+                text = f"{place}: {name.replace('_', ' ')} is not finite; lower --lr or --clip, or go without --amp"
+                raise NumbersError(text)
 
     def means(self) -> dict:
-        """Column -> mean over the steps of this epoch."""
+        """The means of a step's numbers over this epoch."""
         self.check()
         return dict(zip((*self.names, "skipped"), (self.sums / self.steps).tolist()))
 
     def end_epoch(self, row: dict) -> str:
         """Writes a row of metrics.csv and a checkpoint. Returns the end of the epoch's line in the log."""
-        seconds, images = time.perf_counter() - self.epoch_begin, self.images
-        speed = round(images / seconds, 2) if images else ""  # of this process; "": resumed after the last step
-        self.epoch_begin, self.images = time.perf_counter(), 0
-        row = dict(epoch=self.epoch + 1) | row | dict(images_per_second=speed, seconds=round(seconds, 2))
-        row["peak_mib"] = round(peak_mib(self.device), 2)
-        self.epoch, self.step, self.rows = self.epoch + 1, 0, [*self.rows, row]
+        seconds, peak = time.perf_counter() - self.epoch_begin, round(peak_mib(self.device), 2)
+        speed = round(self.images / seconds, 2) if self.images else ""  # "": resumed after the last step
+        row = dict(epoch=self.epoch + 1) | row | dict(images_per_second=speed, seconds=round(seconds, 2), peak_mib=peak)
+        self.epoch, self.step, self.rows, self.images = self.epoch + 1, 0, [*self.rows, row], 0
+        self.epoch_begin = time.perf_counter()
         self.sums.zero_()
         if self.rank == 0:
             text = io.StringIO()
@@ -606,11 +531,12 @@ class Run:
             genotypes.write(self.folder / "metrics.csv", text.getvalue().encode())
         self.save()
         skipped = f"{round(row['skipped'] * self.steps)} of {self.steps} steps skipped by loss scaling, "
-        speed = f"{speed:.0f} images/s, " if speed else ""
-        return f"{skipped if row['skipped'] else ''}{speed}{row['peak_mib']:.0f} MiB, {self.time_left()} left"
+        return f"{skipped if row['skipped'] else ''}{speed or '-'} images/s, {peak:.0f} MiB, {self.time_left()} left"
 
     def time_left(self) -> str:
-        return duration((time.perf_counter() - self.begin) / max(1, self.done - 1) * self.left)
+        seconds = (time.perf_counter() - self.begin) / max(1, self.done - 1) * self.left
+        minutes, hours = seconds / 60, seconds / 3600
+        return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
 
     def save(self) -> None:
         """Writes last.pt and keeps the one before as previous.pt."""
@@ -635,34 +561,33 @@ class Run:
             genotypes.draw(genotype, self.folder / "cells.svg")
 
     def log(self, text: str) -> None:
-        if self.rank == 0 and not self.config["quiet"]:
-            print(("\r\033[K" if sys.stdout.isatty() else "") + text, flush=True)
         if self.rank == 0:
             with open(self.folder / "log.txt", "a") as file:
                 file.write(text + "\n")
+            if not self.config["quiet"]:
+                print(("\r\033[K" if sys.stdout.isatty() else "") + text, flush=True)
 
 
-def load_checkpoint(path: Path) -> dict:
-    """torch.load of a checkpoint, after a check of its sums, which torch.load leaves out. Raises what comes."""
-    with zipfile.ZipFile(path) as file:
-        if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
-            raise ValueError("it unpacks to more than its size")
-        if broken := file.testzip():
-            raise ValueError(f"its part {short(broken)} is corrupt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about files that it did not write
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # its own message advises to trust the file
-            raise ValueError("it holds more than numbers and names, so no run wrote it") from None
+def load_checkpoint(path: Path, stage: str = "search") -> dict:
+    """The checkpoint of a search or retrain. ValueError if it is broken; torch.load alone does not check its sums."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():
+                raise ValueError("its sums are wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if (state["stage"], state["format"]) != (stage, CHECKPOINT_FORMAT):
+            raise ValueError(f"it is of a {state['stage']} in format {state['format']}, not {CHECKPOINT_FORMAT}")
+    except Exception as error:  # whatever a broken file leads to
+        raise ValueError(f"{path} cannot be used as checkpoint of a {stage} ({first_line(error)})") from None
+    return state
 
 
 def versions() -> dict:
-    commit, folder = "", Path(__file__).resolve().parent
+    found = dict(torch=torch.__version__, python=platform.python_version(), platform=platform.platform())
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
-        commit = git.stdout.strip()
-    return dict(torch=torch.__version__, python=platform.python_version(), platform=platform.platform(), commit=commit)
+        git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+        found["commit"] = subprocess.run(git, capture_output=True, text=True, timeout=5).stdout.strip()
+    return found
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -681,19 +606,10 @@ def peak_mib(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
-
-
-def short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]  # raised by a worker
-    return short(line, 500)
+    return f"{line:.500}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -708,22 +624,16 @@ def device_settings(device: torch.device) -> dict:
 
 def set_up(config: dict) -> torch.device:
     """The device, the process group of torchrun, and the numerical switches of the whole process."""
-    name = config["device"]
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    backends = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if name in backends and not backends[name]():
+    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    name = next(kind for kind in found if found[kind]) if config["device"] == "auto" else config["device"]
+    if not found[name]:
         raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) finds no such device; use --device cpu")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # Python handlers do not run while init_process_group blocks, so restore the default ones: nothing needs saving.
-        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
         # An optimizer imports torch.distributed.nn. If that happens once the group exists, its default arguments keep
         # the group alive after destroy_process_group, with threads that may abort while Python exits.
         from torch.distributed import nn as _  # noqa: F401
 
         dist.init_process_group("cpu:gloo,cuda:nccl" if name == "cuda" else "gloo")
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
     if name == "cuda":
         torch.cuda.set_device(device)
@@ -735,21 +645,12 @@ def set_up(config: dict) -> torch.device:
     return device
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
 def precision(config: dict, device: torch.device) -> torch.dtype | None:
     """The dtype of --amp: bfloat16 where the hardware has it, else float16."""
     if not config["amp"]:
         return None
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bfloat16 = device.type == "cpu"
-    return torch.bfloat16 if has_bfloat16 else torch.float16
+    on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if on_cuda or device.type == "cpu" else torch.float16
 
 
 def make_sgd(parameters, config: dict, fused: bool) -> torch.optim.SGD:
@@ -783,12 +684,6 @@ def learning_rate(config: dict, epoch: int) -> float:
     if left > tail:
         return lr * (left - tail) / (epochs - tail)
     return lr * left / ((epochs - tail) * max(tail, 1))
-
-
-def ramp(first: float, last: float, epoch: int, epochs: int) -> float:
-    """Linear over the epochs, `last` in the last one."""
-    share = epoch / max(1, epochs - 1)
-    return (1 - share) * first + share * last
 
 
 @torch.no_grad()
@@ -837,23 +732,22 @@ def build_search(config: dict, classes: int, device: torch.device, place: list) 
     return net, architect, sgd, adam
 
 
-def certainty(net: rome.Supernet) -> tuple[dict, float, float, dict]:
-    """How sure the choices are: columns of metrics.csv, with the mean entropy (nats) and the mean largest probability
-    of the rows of alpha and the nodes of beta; the latter of all alpha, and its uniform value; all probabilities."""
-    columns, tops, uniform, tables = {}, [], [], {"alpha": {}, "beta": {}}
+def certainty(net: rome.Supernet) -> tuple[dict, dict]:
+    """The probabilities of alpha's rows and beta's nodes by cell type; and, as columns of metrics.csv, the means of
+    their entropies (nats), of their largest probabilities, and of how many times uniform alpha's largest ones are."""
+    tables, columns = {"alpha": {}, "beta": {}}, {}
     for kind, alpha in net.alpha.items():
         choices = {"alpha": list(alpha), "beta": net.beta_by_node(kind) if net.topology != "none" else []}
         for name, logits in choices.items():
-            table = [row.detach().softmax(0).cpu() for row in logits]
-            tables[name][kind] = [[round(p, 4) for p in row.tolist()] for row in table]
-            table = [row for row in table if len(row) > 1]  # a single candidate is no choice
-            if table:
-                entropy = statistics.fmean(-row.xlogy(row).sum().item() for row in table)
-                top = statistics.fmean(row.max().item() for row in table)
-                columns |= {f"entropy_{name}_{kind}": entropy, f"top_{name}_{kind}": top}
-        tops.append(alpha.detach().softmax(1).amax(1).mean().item())
-        uniform.append(1 / alpha.shape[1])
-    return columns, statistics.fmean(tops), statistics.fmean(uniform), tables
+            rows = [row.detach().cpu().double().softmax(0) for row in logits]
+            tables[name][kind] = [row.round(decimals=4).tolist() for row in rows]
+            rows = [row for row in rows if len(row) > 1]  # a single candidate is no choice
+            if rows:
+                entropies = [-row.xlogy(row).sum().item() for row in rows]
+                columns[f"entropy_{name}_{kind}"] = statistics.fmean(entropies)
+                columns[f"top_{name}_{kind}"] = statistics.fmean(row.max().item() for row in rows)
+    tops = [max(row) * len(row) for rows in tables["alpha"].values() for row in rows]
+    return tables, columns | dict(times_uniform=statistics.fmean(tops))
 
 
 def true_accuracy(config: dict, classes: int):
@@ -870,14 +764,13 @@ def true_accuracy(config: dict, classes: int):
 
 def search(config: dict, command: list[str]):
     """Algorithm 1 over the epochs of a configuration. Returns the derived genotype, argmax p(z)."""
-    device = set_up(config)
-    run = Run("search", config, device)
-    state = run.checkpoint()
+    run = Run("search", config)
     train = load_data(config, "train")  # the test images are never looked at
-    mean_and_std = state["statistics"] if state else statistics_of(train, config)
-    train, classes, epochs = train.to(device), len(train.classes), config["epochs"]
+    mean_and_std = run.state["statistics"] if run.state else statistics_of(train, config)
+    device, classes, epochs = run.device, len(train.classes), config["epochs"]
+    train = train.to(device)
     look_up = true_accuracy(config, classes)
-    weight_half, architecture_half = halves(train.labels.cpu(), config["fraction"], config["seed"])
+    weight_half, architecture_half = halves(train.labels, config["fraction"], config["seed"])
     order = torch.randperm(len(architecture_half), generator=keyed(config["seed"], "evaluation"))
     some = architecture_half[order[: config["evaluation_images"] or None]]
     weight_data = Stream(train, weight_half, config, "weights", device, mean_and_std)
@@ -888,17 +781,17 @@ def search(config: dict, command: list[str]):
     net, architect, sgd, adam = build_search(config, classes, device, place)
     parts = dict(net=net, scaler=architect.scaler, sgd=sgd, adam=adam)
     names = ("loss_alpha", "loss_theta", "gradient_norm_alpha", "gradient_norm", "clipped")
+    steps = config["steps_per_epoch"] or weight_data.steps
     text = (
         f"search of {config['space']} on {config['dataset']} ({classes} classes, {len(weight_half)} images for the "
         f"weights, {len(architecture_half)} for alpha and beta), {config['method']}, K = {config['samples_alpha']} for "
-        f"alpha and {config['samples_theta']} for the weights, seed {config['seed']}, on {device_name(device)}; "
-        f"supernet {sum(p.numel() for p in net.weights()) / 1e6:.3f} M weights"
+        f"alpha and {config['samples_theta']} for the weights; {sum(p.numel() for p in net.weights()):,} weights"
     )
-    steps = config["steps_per_epoch"] or len(weight_data)
-    run.start(command, text, state, parts, names, steps, statistics=mean_and_std)
+    run.start(command, text, parts, names, steps, statistics=mean_and_std)
 
     for epoch in range(run.epoch, epochs):
-        tau, lr = ramp(config["tau_max"], config["tau_min"], epoch, epochs), learning_rate(config, epoch)
+        share, lr = epoch / max(1, epochs - 1), learning_rate(config, epoch)
+        tau = (1 - share) * config["tau_max"] + share * config["tau_min"]  # linear
         sgd.param_groups[0]["lr"] = lr
         first = run.step
         batches = zip(architecture_data.epoch(epoch, first, steps), weight_data.epoch(epoch, first, steps), strict=True)
@@ -921,8 +814,7 @@ def search(config: dict, command: list[str]):
         genotype = net.genotype(config["derive"])
         reseed(config, epoch, "evaluation")  # of the noise op
         loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data)
-        free, true = genotypes.parameter_free(genotype), look_up(genotype)
-        sure, top, uniform, _ = certainty(net)
+        free, true, sure = genotypes.parameter_free(genotype), look_up(genotype), certainty(net)[1]
         row = dict(tau=tau, lr=lr) | means | dict(supernet_loss=loss, supernet_accuracy=accuracy)
         row |= {f"parameter_free_{kind}": count for kind, count in free.items()}
         end = run.end_epoch(row | sure | true | dict(genotype=str(genotype)))
@@ -930,34 +822,27 @@ def search(config: dict, command: list[str]):
         run.log(
             f"epoch {epoch + 1}/{epochs}: loss {means['loss_theta']:.3f} (alpha {means['loss_alpha']:.3f}), supernet "
             f"accuracy {accuracy:.1f}% (of the derived cell, not a result), parameter-free ops "
-            f"{', '.join(f'{count} {kind}' for kind, count in free.items())}, alpha {top / uniform:.2f} x uniform, "
-            f"tau {tau:.2f}, {known}{end}"
+            f"{', '.join(f'{count} {kind}' for kind, count in free.items())}, alpha {sure['times_uniform']:.2f} x "
+            f"uniform, tau {tau:.2f}, {known}{end}"
         )
 
-    genotype, (_, top, uniform, tables) = net.genotype(config["derive"]), certainty(net)
+    genotype, (tables, sure) = net.genotype(config["derive"]), certainty(net)
     run.write_genotype(genotype, space=config["space"], dataset=config["dataset"], epoch=epochs, **tables)
     run.log(f"found {genotype}\n{genotypes.describe(genotype)}")
-    if top < 1.1 * uniform:
-        run.log(
-            f"alpha is near uniform (largest probability {top:.3f}, uniform {uniform:.3f}): this cell is close to a "
-            "random draw; run more steps or raise --alpha-lr"
-        )
-    files = [str(run.folder / name) for name in ("genotype.json", "cells.svg", "metrics.csv", "last.pt")]
-    run.log("files: " + ", ".join(files))
-
-    settings = configure("retrain", retrain_settings(config, genotype))
-    parameters, operations = size_of(build_network(genotype, settings, classes), settings["image_size"])
-    text = f"retrain: {settings['cells']} cells, {settings['channels']} channels, {settings['epochs']} epochs, "
-    text += f"{parameters / 1e6:.3f} M parameters and {operations / 1e6:.1f} M multiply-adds an image"
-    if speed := run.rows[-1]["images_per_second"]:
-        _, searched = size_of(net, config["image_size"], net.architecture(genotype))
-        speed *= searched * (config["samples_alpha"] + config["samples_theta"]) / 2  # multiply-adds a second
-        steps = settings["steps_per_epoch"] or len(train.labels) / settings["batch_size"]
-        work = settings["epochs"] * steps * settings["batch_size"] * operations
-        text += f", about {duration(work / speed)} at the speed of the search"
-    run.log(text)
+    if sure["times_uniform"] < 1.1:
+        text = f"alpha is near uniform (its largest probability is {sure['times_uniform']:.2f} x the uniform one): "
+        run.log(text + "this cell is close to a random draw; run more steps or raise --alpha-lr")
+    run.log(f"files in {run.folder}: genotype.json, cells.svg, metrics.csv, last.pt")
     if not config["retrain"]:
-        run.log(f"next: {next_command(config)}")
+        settings = configure("retrain", retrain_settings(config, genotype))
+        parameters, operations = size_of(build_network(genotype, settings, classes), settings["image_size"])
+        words = shlex.join(
+            ["python", os.path.relpath(__file__), "search", "--out", str(run.folder), "--resume", "--retrain"]
+        )
+        run.log(
+            f"next: {words}\n  {settings['cells']} cells, {settings['channels']} channels, {parameters / 1e6:.3f} M "
+            f"parameters, {operations / 1e6:.1f} M multiply-adds an image, for {settings['epochs']} epochs"
+        )
     return genotype
 
 
@@ -973,37 +858,23 @@ def build_network(genotype, config: dict, classes: int) -> rome.Network:
     )  # fmt: skip
 
 
-def size_of(model: nn.Module, image_size: int, *arguments) -> tuple[int, int]:
+def size_of(model: nn.Module, image_size: int) -> tuple[int, int]:
     """Parameters without the auxiliary head, and multiply-adds of convolutions and linear layers for one image."""
-    total, hooks = 0, []
-
-    def count(module, inputs, output):
-        nonlocal total
-        positions = 1 if isinstance(module, nn.Linear) else output[0, 0].numel()
-        total += positions * module.weight.numel()
-
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            hooks.append(module.register_forward_hook(count))
-    image = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
-    with torch.no_grad():
-        model.eval()(image, *arguments)
+    image = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
     model.train()
-    for hook in hooks:
-        hook.remove()
     own = [p.numel() for name, p in model.named_parameters() if not name.startswith("body.auxiliary.")]
-    return sum(own), total
+    return sum(own), counter.get_total_flops() // 2
 
 
 def retrain(config: dict, command: list[str]) -> float:
     """Trains the network of a genotype from scratch. Returns its test accuracy at the last epoch, in percent."""
-    device, genotype = set_up(config), genotypes.load(config["genotype"])
-    run = Run("retrain", config, device)
-    state = run.checkpoint()
-    check_test_folder(config)
-    train, test = load_data(config, "train"), load_data(config, "test")
-    mean_and_std = state["statistics"] if state else statistics_of(train, config)
-    train, test, classes, epochs = train.to(device), test.to(device), len(train.classes), config["epochs"]
+    run, genotype = Run("retrain", config), genotypes.load(config["genotype"])
+    test, train = load_data(config, "test"), load_data(config, "train")
+    mean_and_std = run.state["statistics"] if run.state else statistics_of(train, config)
+    device, classes, epochs = run.device, len(train.classes), config["epochs"]
+    train, test = train.to(device), test.to(device)
     train_data = Stream(train, torch.arange(len(train.labels)), config, "retrain", device, mean_and_std)
     test_data = Stream(test, torch.arange(len(test.labels)), config, "test", device, mean_and_std)
 
@@ -1012,15 +883,14 @@ def retrain(config: dict, command: list[str]) -> float:
     sgd, dtype = make_sgd(network.parameters(), config, device_settings(device)["fused"]), precision(config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parts = dict(network=network, sgd=sgd, scaler=scaler)
+    names, steps = ("loss_train", "accuracy_train", "gradient_norm"), config["steps_per_epoch"] or train_data.steps
     parameters, operations = size_of(network, config["image_size"])
     text = (
         f"retrain on {config['dataset']} ({classes} classes, {len(train.labels)} training and {len(test.labels)} test "
-        f"images), {config['cells']} cells, {config['channels']} channels, {parameters / 1e6:.3f} M parameters, "
-        f"{operations / 1e6:.1f} M multiply-adds, seed {config['seed']}, on {device_name(device)}: {genotype}"
+        f"images) of {config['cells']} cells, {config['channels']} channels, {parameters / 1e6:.3f} M parameters, "
+        f"{operations / 1e6:.1f} M multiply-adds an image: {genotype}"
     )
-    names, steps = ("loss_train", "accuracy_train", "gradient_norm"), config["steps_per_epoch"] or len(train_data)
-    about = dict(classes=train.classes, statistics=mean_and_std)  # what a user of the network needs
-    run.start(command, text, state, parts, names, steps, **about)
+    run.start(command, text, parts, names, steps, classes=train.classes, statistics=mean_and_std)
     run.write_genotype(genotype, space=config["space"])
     model = network
     if dist.is_initialized():
@@ -1049,7 +919,6 @@ def retrain(config: dict, command: list[str]) -> float:
             norm = nn.utils.clip_grad_norm_(network.parameters(), config["clip"] or math.inf)
             scaler.step(sgd)
             scaler.update()
-
             correct = 100 * (logits.argmax(1) == labels).float().mean()
             run.add(len(images), loss_train=loss, accuracy_train=correct, gradient_norm=norm)
 
@@ -1090,349 +959,289 @@ def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
 
         linear = linear_accuracy(train.pixels, train.labels, test.pixels, test.labels, len(train.classes))
         text += f"\n  linear model {linear:13.2f} on the same pixels"
-    Run("search", config, None).log(text)
+    if rank_and_world()[0] == 0 and not config["quiet"]:
+        print(text)
 
 
 def load_network(path: str | Path) -> tuple[rome.Network, dict]:
     """The trained network of a retrain's last.pt, in evaluation mode, and the checkpoint: its "classes", the images'
     "statistics" (mean and deviation), and its "settings"."""
-    try:
-        state = load_checkpoint(Path(path))
-        config = state["settings"]
-        space_name(config["space"])  # it may have a user's own operations
-        network = build_network(genotypes.load(config["genotype"]), config, len(state["classes"]))
-        network.load_state_dict(state["network"])
-    except (OSError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no checkpoint of a retrain: {first_line(error)}") from None
+    state = load_checkpoint(Path(path), "retrain")
+    space_name(state["settings"]["space"])  # it may have a user's own operations
+    genotype = genotypes.load(state["settings"]["genotype"])
+    network = build_network(genotype, state["settings"], len(state["classes"]))
+    network.load_state_dict(state["network"])
     return network.eval(), state
 
 
 @torch.no_grad()
-def predict(run: str, images: list[str]) -> str:
-    """The most probable class of every image, and its probability, from the network that RUN retrained."""
-    paths = [Path(run) / "retrain" / "last.pt", Path(run) / "last.pt", Path(run)]
-    path = next((path for path in paths if path.is_file()), paths[1])
-    network, state = load_network(path)
-    config, (mean, deviation) = state["settings"], torch.tensor(state["statistics"])
-    lines = []
+def predict(run: str, images: list[str]) -> None:
+    """Prints the most probable class of every image, and its probability, by the network that RUN retrained."""
+    path = Path(run) / "retrain" / "last.pt"
+    network, state = load_network(path if path.exists() else Path(run) / "last.pt")
+    mean, deviation = torch.tensor(state["statistics"])
+    files = Files(images, state["settings"], "test")
     for name in images:
-        pixels = read_image(name, config["image_size"], image_transform(config, "test"))
-        image = ((pixels.float() / 255 - mean) / deviation).permute(2, 0, 1)
+        image = ((files.read(name).float() / 255 - mean) / deviation).permute(2, 0, 1)
         probability, label = network(image[None])[0].softmax(1)[0].max(0)
-        lines.append(f"{name}  {state['classes'][label]}  {probability:.4f}")
-    return "\n".join(lines)
+        print(f"{name}  {state['classes'][label]}  {probability:.4f}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 6. Command line
 
 
-class BadValue(argparse.ArgumentTypeError, ValueError):
-    """argparse shows its text; elsewhere it is a ValueError."""
+def number(kind, least: float, most: float = 10**9):
+    """A parser of numbers from least to most. kind: int or float."""
+
+    def parse(text: str):
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        whole = "whole " if kind is int else ""
+        raise argparse.ArgumentTypeError(f"must be a {whole}number from {least:g} to {most:g}, not {text!r:.60}")
+
+    return parse
+
+
+COUNT, POSITIVE, TWO = number(int, 0), number(int, 1), number(int, 2)
+AMOUNT, RATE, SHARE = number(float, 0), number(float, 1e-9), number(float, 0, 1)
+# Stages (s: search, r: retrain), name, kind, default, help. kind: bool, a tuple of choices, the metavar of a text, or
+# the parser of a number. Where the default is None here, the protocol or `configure` has one, or there is none.
+FLAGS = [
+    ("sr", "space", "SPACE", None, "default: darts, or the genotype's; FILE.py:NAME takes the Space NAME of FILE.py"),
+    ("r", "genotype", "NAME|FILE|TEXT", None, "published name, JSON file, or printed genotype"),
+    ("sr", "dataset", "NAME", None, f"one of {', '.join(DATASETS)} [cifar10]; folder: DIR/{{train,test}}/CLASS/*"),
+    ("sr", "data", "DIR", "data", "where the images are, or are downloaded to"),
+    ("s", "method", tuple(METHODS), "rome-v2", "gdas: no topology sampling, one sample"),
+    ("s", "retrain", bool, None, "then retrain the cell; --retrain-epochs etc.: see retrain --help"),
+    ("s", "baseline", COUNT, 0, "with --retrain: retrain N random cells too"),
+    ("s", "samples", POSITIVE, None, "K, the sub-networks accumulated per step"),
+    ("s", "samples_alpha", POSITIVE, None, "K of the architecture step alone (default: K)"),
+    ("s", "samples_theta", POSITIVE, None, "K of the weight step alone (default: K)"),
+    ("s", "equal_passes", bool, False, "epochs such that K * epochs is the protocol's (Table 5)"),
+    ("sr", "epochs", POSITIVE, None, "epochs"),
+    ("sr", "batch_size", TWO, None, "images per batch (per process)"),
+    ("sr", "channels", TWO, None, "initial channels"),
+    ("sr", "cells", POSITIVE, None, "cells (nb201: per stage)"),
+    ("sr", "steps_per_epoch", POSITIVE, None, "steps in an epoch, instead of all images"),
+    ("sr", "image_size", POSITIVE, 32, "pixels, of folder and shapes (224 with ImageNet's stem)"),
+    ("sr", "stem", ("small", "imagenet"), None, "stride 1 or 8 (default by data set)"),
+    ("sr", "lr", RATE, None, "initial learning rate of the weights (SGD)"),
+    ("sr", "lr_min", AMOUNT, None, "last learning rate of the cosine"),
+    ("r", "schedule", ("cosine", "linear"), None, "learning rate schedule"),
+    ("r", "lr_warmup", COUNT, None, "epochs of a linear warm-up of the learning rate"),
+    ("sr", "momentum", SHARE, None, "of SGD"),
+    ("r", "nesterov", bool, None, "Nesterov momentum"),
+    ("sr", "weight_decay", AMOUNT, None, "of the weights"),
+    ("sr", "clip", AMOUNT, None, "bound on the norm of the weights' gradient; 0: none"),
+    ("s", "theta_reduction", ("sum", "mean"), "sum", "over the K gradients of the weights, Eq. 12"),
+    ("sr", "cutout", COUNT, None, "side of the erased square in pixels; 0: none"),
+    ("r", "drop_path", number(float, 0, 0.99), None, "drop path rate of the last epoch"),
+    ("r", "auxiliary", AMOUNT, None, "weight of the auxiliary loss; 0: no such head"),
+    ("r", "label_smoothing", SHARE, None, "label smoothing"),
+    ("s", "alpha_lr", RATE, None, "learning rate of alpha and beta (Adam)"),
+    ("s", "alpha_weight_decay", AMOUNT, None, "of alpha and beta"),
+    ("s", "alpha_clip", AMOUNT, None, "bound on the norm of alpha's and beta's gradient; 0: none"),
+    ("s", "alpha_reduction", ("mean", "sum"), "mean", "over the K gradients of alpha and beta, Eq. 11"),
+    ("s", "tau_max", RATE, None, "temperature of the first epoch"),
+    ("s", "tau_min", RATE, None, "temperature of the last epoch"),
+    ("s", "warmup", COUNT, None, "epochs before alpha and beta move"),
+    ("s", "fraction", number(float, 1e-9, 0.5), None, "of every class, for each of two halves"),
+    ("s", "derive", ("joint", "sequential", "exact"), "joint", "argmax of Eq. 9; or beta first"),
+    ("s", "evaluation_images", COUNT, 2000, "of the supernet accuracy; 0: all of alpha's"),
+    ("s", "one_shot_ops", ("paper", "table"), "paper", "op set of the 1shot1 spaces"),
+    ("s", "table", "FILE", None, "CSV of NAS-Bench-201: log the derived cell's true accuracy"),
+    ("sr", "seed", COUNT, 0, "of everything random"),
+    ("sr", "device", ("auto", "cpu", "cuda", "mps"), "auto", "where to compute"),
+    ("sr", "amp", bool, False, "mixed precision: bfloat16, or float16 with loss scaling"),
+    ("s", "recompute", bool, False, "recompute cells in the backward pass: least memory"),
+    ("r", "compile", bool, False, "torch.compile the network"),
+    ("sr", "deterministic", bool, False, "deterministic kernels"),
+    ("sr", "workers", COUNT, 2, "processes that read images"),
+    ("sr", "cache_gib", AMOUNT, 4.0, "GiB up to which a folder's images are kept in memory"),
+    ("sr", "out", "DIR", None, "where it writes (default: a folder in runs/)"),
+    ("sr", "resume", bool, False, "go on from the folder's last checkpoint"),
+    ("sr", "config", "FILE", None, "settings of a config.json; flags override them"),
+    ("sr", "save_minutes", AMOUNT, 10.0, "minutes between checkpoints"),
+    ("sr", "quick", bool, False, "small numbers; shapes if no --dataset"),
+    ("sr", "quiet", bool, False, "print nothing but errors"),
+]
+TABLES = {"search": SEARCH, "retrain": RETRAIN}
+
+
+def defaults_of(stage: str) -> dict:
+    """Every setting of a stage with its default in FLAGS."""
+    defaults = {name: default for stages, name, _, default, _ in FLAGS if stage[0] in stages}
+    return defaults | {f"retrain_{name}": None for name in RETRAIN_FLAGS if stage == "search"}
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are a ValueError of one line."""
 
     def error(self, message: str):
-        text = " ".join(message.removeprefix("argument ").replace(": must be", " must be", 1).split())
-        raise ValueError(f"{short(text, 500)} (see {self.prog} --help)")
+        message = message.removeprefix("argument ").replace(": must be", " must be", 1)
+        raise ValueError(f"{message:.500} (see {self.prog} --help)")
 
 
-def number(kind=int, least: float = 1, most: float = 10**12, above: bool = False):
-    """A parser of numbers from least (if `above`, without it) to most."""
-
-    def parse(text: str):
-        try:
-            value = kind(text[:20])
-            good = least <= value <= most and not (above and value == least)
-        except ValueError:
-            good = False
-        if not good:
-            bound = f"{'above' if above else 'of at least'} {least:g}"
-            bound += f", at most {most:g}" if most < 10**12 else ""
-            raise BadValue(f"must be a {'whole ' if kind is int else ''}number {bound}, not {short(text)!r}")
-        return value
-
-    return parse
-
-
-def one_of(names):
-    def parse(text: str) -> str:
-        if text not in names:
-            close = difflib.get_close_matches(text, names, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise BadValue(f"must be one of {', '.join(names)}, not {short(text)!r}{hint}")
-        return text
-
-    return parse
-
-
-def space_name(text: str) -> str:
-    """A name in rome.SPACES. FILE.py:NAME runs FILE.py, a user's own, and adds its rome.Space NAME under that name."""
-    path, _, name = text.rpartition(":")
-    if not path.endswith(".py"):
-        return one_of(rome.SPACES)(text)
-    path = Path(path).resolve()
-    text = f"{path}:{name}"
-    if text not in rome.SPACES:
-        try:
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            rome.check_space(getattr(module, name))
-        except Exception as error:  # whatever the user's file raises
-            raise BadValue(f"must be one that works; {path}: {type(error).__name__}: {first_line(error)}") from None
-        rome.SPACES[text] = getattr(module, name)
-    return text
-
-
-# Settings of the retrain that `search --retrain` takes as --retrain-NAME; the others it shares with the search.
-RETRAIN_FLAGS = (*RETRAIN["default"], "steps_per_epoch", "compile")
-
-
-def add_flags(parser: Parser, stage: str) -> None:
-    """The flags of a stage. The help's [N] is the default of darts on cifar10."""
-    usual = protocol(SEARCH if stage == "search" else RETRAIN, "darts", "cifar10")
-    count, amount, rate = number(least=0), number(float, 0), number(float, 0, above=True)
-    group = parser
-
-    def add(stages: str, name: str, kind, text: str, default=None, metavar: str = "N") -> None:
-        """stages: s(earch), r(etrain). kind: a function from text to a value, a tuple of choices, or bool."""
-        if stage[0] not in stages:
-            return
-        default = usual.get(name, default)
-        more = dict(default=default, help=text if default is None or default is False else text + " [%(default)s]")
-        if kind is bool:
-            more |= dict(action=argparse.BooleanOptionalAction)
-        elif isinstance(kind, tuple):
-            more |= dict(type=one_of(kind), metavar="{" + ",".join(kind) + "}")
-        else:
-            more |= dict(type=kind, metavar=metavar)
-        group.add_argument("--" + name.replace("_", "-"), **more)
-
-    group = parser.add_argument_group("what to search or train, on what")
-    add("s", "space", space_name, "search space; FILE.py:NAME runs FILE.py and takes its Space NAME", "darts", "SPACE")
-    add("r", "space", space_name, "space whose protocol is used (default: the genotype's)", None, "SPACE")
-    add("r", "genotype", str, "published name, JSON file, or printed genotype", None, "NAME|FILE|TEXT")
-    add("sr", "dataset", DATASETS, "images; folder: DIR/{train,test}/CLASS/*", "cifar10")
-    add("sr", "data", str, "where the images are, or are downloaded to", "data", "DIR")
-    add("s", "method", tuple(METHODS), "gdas: no topology sampling, one sample", "rome-v2")
-    add("s", "retrain", bool, "then retrain the cell; --retrain-epochs etc.: see retrain --help")
-    add("s", "baseline", count, "with --retrain: retrain N random cells too", 0)
-    group = parser.add_argument_group("sizes")
-    add("s", "samples", number(), "K, the sub-networks accumulated per step")
-    add("s", "samples_alpha", number(), "K of the architecture step alone (default: K)")
-    add("s", "samples_theta", number(), "K of the weight step alone (default: K)")
-    add("s", "equal_passes", bool, "epochs such that K * epochs is the protocol's (Table 5)", False)
-    add("sr", "epochs", number(), "epochs")
-    add("sr", "batch_size", number(least=2), "images per batch (per process)")
-    add("sr", "channels", number(least=2), "initial channels")
-    add("sr", "cells", number(), "cells (nb201: per stage)")
-    add("sr", "steps_per_epoch", number(), "steps in an epoch, instead of all images")
-    add("sr", "image_size", number(), "pixels, of folder and shapes (default: 32, or 224 with ImageNet's stem)")
-    add("sr", "stem", ("small", "imagenet"), "stride 1 or 8 (default by data set)")
-    group = parser.add_argument_group("weights (SGD)")
-    add("sr", "lr", rate, "initial learning rate")
-    add("sr", "lr_min", amount, "last learning rate of the cosine")
-    add("r", "schedule", ("cosine", "linear"), "learning rate schedule")
-    add("r", "lr_warmup", count, "epochs of a linear warm-up of the learning rate")
-    add("sr", "momentum", number(float, 0, 1), "of SGD")
-    add("r", "nesterov", bool, "Nesterov momentum")
-    add("sr", "weight_decay", amount, "of the weights")
-    add("sr", "clip", amount, "bound on the gradient's norm; 0: none")
-    add("s", "theta_reduction", ("sum", "mean"), "over the K gradients, Eq. 12", "sum")
-    add("sr", "cutout", count, "side of the erased square in pixels; 0: none")
-    add("r", "drop_path", number(float, 0, 0.99), "drop path rate of the last epoch")
-    add("r", "auxiliary", amount, "weight of the auxiliary loss; 0: no such head")
-    add("r", "label_smoothing", number(float, 0, 1), "label smoothing")
-    if stage == "search":
-        group = parser.add_argument_group("alpha and beta (Adam), temperature, derivation")
-    add("s", "alpha_lr", rate, "Adam's learning rate")
-    add("s", "alpha_weight_decay", amount, "of alpha and beta")
-    add("s", "alpha_clip", amount, "bound on the gradient's norm; 0: none")
-    add("s", "alpha_reduction", ("mean", "sum"), "over the K gradients, Eq. 11", "mean")
-    add("s", "tau_max", rate, "temperature of the first epoch")
-    add("s", "tau_min", rate, "temperature of the last epoch")
-    add("s", "warmup", count, "epochs before alpha and beta move")
-    add("s", "fraction", number(float, 0, 0.5, above=True), "of every class, for each of two halves")
-    add("s", "derive", ("joint", "sequential", "exact"), "argmax of Eq. 9; or beta first", "joint")
-    add("s", "evaluation_images", count, "of the supernet accuracy; 0: all of alpha's", 2000)
-    add("s", "one_shot_ops", ("paper", "table"), "op set of the 1shot1 spaces", "paper")
-    add("s", "table", str, "CSV of NAS-Bench-201: log the derived cell's true accuracy", None, "FILE")
-    group = parser.add_argument_group("how to run")
-    add("sr", "seed", count, "of everything random", 0)
-    add("sr", "device", ("auto", "cpu", "cuda", "mps"), "where to compute", "auto")
-    add("sr", "amp", bool, "mixed precision: bfloat16, or float16 with loss scaling", False)
-    add("s", "recompute", bool, "recompute cells in the backward pass: least memory", False)
-    add("r", "compile", bool, "torch.compile the network", False)
-    add("sr", "deterministic", bool, "deterministic kernels", False)
-    add("sr", "workers", count, "processes that read images", 2)
-    add("sr", "cache_gib", amount, "GiB up to which a folder's images are kept in memory", 4.0)
-    group = parser.add_argument_group("the run's folder")
-    add("sr", "out", str, "where it writes (default: a folder in runs/)", None, "DIR")
-    add("sr", "resume", bool, "go on from the folder's last checkpoint", False)
-    add("sr", "config", str, "settings of a config.json; flags override them", None, "FILE")
-    add("sr", "save_minutes", amount, "minutes between checkpoints", 10.0)
-    add("sr", "quick", bool, "small numbers; shapes if no --dataset", False)
-    add("sr", "quiet", bool, "print nothing but errors", False)
-    for name in RETRAIN_FLAGS if stage == "search" else ():
-        action = argparse.BooleanOptionalAction if name in ("nesterov", "compile") else "store"
-        parser.add_argument("--retrain-" + name.replace("_", "-"), action=action, help=argparse.SUPPRESS)
-
-
-def make_parser() -> tuple[Parser, dict]:
-    """The parser, and those of its commands by name."""
-    commands = {
-        "search": "search a cell",
-        "retrain": "train the network of a cell from scratch",
-        "predict": "classify images with a retrained network",
-        "list": "every benchmark: flags, settings, the paper's numbers",
-        "report": "what runs found, beside the paper's numbers",
-        "plot": "draw the curves and cells of runs",
-    }
-    parser = Parser(program(), description="Search and retrain with ROME.", allow_abbrev=False)
-    sub, parsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(commands) + "}"), {}
-    for name, text in commands.items():
-        parsers[name] = sub.add_parser(name, help=text, description=text, allow_abbrev=False)
-    for stage in ("search", "retrain"):
-        parsers[stage].usage = f"{program()} {stage} [flags]"
-        add_flags(parsers[stage], stage)
-    parsers["predict"].add_argument("run", metavar="RUN", help="folder of a retrain, or of a search with --retrain")
-    parsers["predict"].add_argument("images", nargs="+", metavar="IMAGE")
-    parsers["list"].add_argument("--commands", action="store_true", help="only a shell line for each")
-    seeds = parsers["list"].add_argument("--seeds", default=(0,), metavar="S,S,...", help="of the commands; default 0")
-    seeds.type = lambda text: tuple(number(least=0)(seed) for seed in text.split(","))
-    for name in ("report", "plot"):
-        parsers[name].add_argument("folders", nargs="+", metavar="RUN", help="folder of a search or a retrain")
-    parsers["report"].add_argument("--format", type=one_of(("text", "markdown", "csv")), default="text", dest="style")
-    parsers["plot"].add_argument("--out", metavar="FILE", help=".svg or .png; default: curves.svg in the first RUN")
-    return parser, parsers
-
-
-def program() -> str:
-    """The program that was started."""
-    return "rome.py" if Path(sys.argv[0]).name == "rome.py" else "train.py"
+def make_parser() -> Parser:
+    """Of a search or retrain it returns only the flags that were given: `configure` has the defaults."""
+    parser = Parser(PROGRAM, description="Search and retrain with ROME.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for stage, help in dict(search="search a cell", retrain="train the network of a cell from scratch").items():
+        usual = defaults_of(stage) | protocol(TABLES[stage], "darts", "cifar10")
+        command = commands.add_parser(stage, help=help, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for stages, name, kind, _, text in FLAGS:
+            has_default = usual.get(name) is not None and usual[name] is not False
+            more = dict(help=f"{text} [{usual[name]}]" if has_default else text)
+            if kind is bool:
+                more["action"] = argparse.BooleanOptionalAction
+            elif isinstance(kind, tuple):
+                more["choices"] = kind
+            elif isinstance(kind, str):
+                more["metavar"] = kind
+            else:
+                more |= dict(type=kind, metavar="N")
+            if stage[0] in stages:
+                command.add_argument("--" + name.replace("_", "-"), **more)
+            if stage == "search" and name in RETRAIN_FLAGS:
+                command.add_argument("--retrain-" + name.replace("_", "-"), **more | dict(help=argparse.SUPPRESS))
+    command = commands.add_parser("predict", help="classify images with a retrained network")
+    command.add_argument("run", metavar="RUN", help="folder of a retrain, or of a search with --retrain")
+    command.add_argument("images", nargs="+", metavar="IMAGE")
+    command = commands.add_parser("list", help="every benchmark: flags, settings, the paper's numbers")
+    command.add_argument("--commands", action="store_true", help="only a shell line for each")
+    seeds = command.add_argument("--seeds", default=(0,), metavar="S,S,...", help="of the commands; default 0")
+    seeds.type = lambda text: tuple(COUNT(seed) for seed in text.split(","))
+    report = commands.add_parser("report", help="what runs found, beside the paper's numbers")
+    report.add_argument("--format", choices=("text", "markdown"), default="text", dest="style")
+    plot = commands.add_parser("plot", help="draw the curves and cells of runs")
+    plot.add_argument("--out", metavar="FILE", help=".svg or .png; default: curves.svg in the first RUN")
+    for command in (report, plot):
+        command.add_argument("folders", nargs="+", metavar="RUN", help="folder of a search or a retrain")
+    return parser
 
 
 def words_of(settings: dict) -> list[str]:
     """Settings as flags."""
     words = []
     for name, value in settings.items():
-        flag = "--" + str(name).replace("_", "-")
+        name = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag[2:])
+            words.append(f"--{name}" if value else f"--no-{name}")
         elif value is not None:
-            words.append(f"{flag}={value}")
+            words.append(f"--{name}={value}")
     return words
 
 
-def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
-    """The whole configuration of "search" or "retrain": protocol < --quick < settings < words of a command line.
+def space_name(text: str) -> str:
+    """A name in rome.SPACES. FILE.py:NAME runs FILE.py, a user's own, and adds its rome.Space NAME under that name."""
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py"):
+        return text
+    path = Path(path).resolve()
+    text = f"{path}:{name}"
+    if text not in rome.SPACES:
+        try:
+            space = runpy.run_path(str(path))[name]
+            rome.check_space(space)
+        except Exception as error:  # whatever the user's file raises
+            raise ValueError(f"--space {path}: {type(error).__name__}: {first_line(error)}") from None
+        rome.SPACES[text] = space
+    return text
 
-    ValueError for settings that are wrong or contradict each other.
-    """
-    parser, parsers = make_parser()
-    words, table = [stage, *words_of(settings), *words], SEARCH if stage == "search" else RETRAIN
-    change = parsers[stage].set_defaults
-    args = parser.parse_args(words)  # which protocol?
-    if args.quick:
-        change(dataset="shapes", space="s2")
-    if stage == "retrain":
-        change(space=home_space(args.genotype))
-    args = parser.parse_args(words)
-    stem = args.stem or ("imagenet" if args.dataset == "imagenet" else "small")
-    usual = protocol(table, args.space, args.dataset, stem)
-    row = usual | dict(image_size=32) | (QUICK[stage] if args.quick else {}) | dict(stem=stem)
-    if stem == "imagenet" or args.dataset in PIXELS_32:
+
+def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
+    """The whole configuration of "search" or "retrain": protocol < --quick < settings < words of a command line."""
+    given = vars(make_parser().parse_args([stage, *words_of(settings), *words]))
+    del given["command"]
+    quick, source = given.get("quick", False), given.get("genotype")
+    if "space" in given:
+        given["space"] = space_name(given["space"])  # first, since a genotype may have its operations
+    home = home_space(source) if stage == "retrain" else "s2" if quick else "darts"
+    space, dataset = given.setdefault("space", home), given.setdefault("dataset", "shapes" if quick else "cifar10")
+    for flag, name, names in (("--space", space, rome.SPACES), ("--dataset", dataset, DATASETS)):
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{flag} must be one of {', '.join(names)}, not {name!r:.60}{hint}")
+    stem = given.setdefault("stem", "imagenet" if dataset == "imagenet" else "small")
+    usual = protocol(TABLES[stage], space, dataset, stem)
+    row = defaults_of(stage) | usual | (QUICK[stage] if quick else {})
+    if stem == "imagenet" or dataset in PIXELS_32:
         row["image_size"] = 224 if stem == "imagenet" else 32
-    if stage == "search" and args.method == "gdas":
-        row["samples"] = 1
-    change(**row)
-    args = parser.parse_args(words)  # now the protocol is the default
-    if stage == "search" and args.equal_passes:
-        row["epochs"] = max(1, usual["samples"] * usual["epochs"] // (args.samples_theta or args.samples))
-        change(epochs=row["epochs"])
-    config = vars(parser.parse_args(words))
-    del config["command"]
-    refuse_contradictions(config, row)
     if stage == "search":
-        config["samples_alpha"] = config["samples_alpha"] or config["samples"]
-        config["samples_theta"] = config["samples_theta"] or config["samples"]
-    else:
-        own_space = config["space"] if ".py:" in config["space"] else None
-        config["genotype"] = str(genotypes.load(args.genotype, own_space))
-    config["out"] = config["out"] or default_folder(stage, config, usual, getattr(args, "genotype", None))
+        row["samples"] = 1 if given.get("method") == "gdas" else row["samples"]
+        row["samples_alpha"] = row["samples_theta"] = given.get("samples", row["samples"])
+        if given.get("equal_passes"):
+            samples = given.get("samples_theta", row["samples_theta"])
+            row["epochs"] = max(1, usual["samples"] * usual["epochs"] // samples)
+    config = row | given
+    refuse_contradictions(config, row)
+    if stage == "retrain":
+        if rome.SPACES[home].family != rome.SPACES[space].family:
+            raise ValueError(f"--space {space} is not of the genotype's family, {rome.SPACES[home].family}")
+        config["genotype"] = str(genotypes.load(source, space if ".py:" in space else None))
+    config["out"] = config["out"] or default_folder(config, usual, source)
     return config
 
 
 def refuse_contradictions(config: dict, row: dict) -> None:
     """ValueError for settings that clash or have no effect. row: the defaults of this configuration."""
-    c = argparse.Namespace(**config)
-    family, alone = rome.SPACES[c.space].family, config.get("retrain", True) is None
-    gdas, cifar = config.get("method") == "gdas", c.dataset in PIXELS_32
-    step, larger = 32 if c.stem == "imagenet" else 4, ("cifar100", "svhn", "imagenet")
-    unused = [name for name, value in config.items() if name.startswith("retrain_") and value is not None and alone]
-    both = {config.get("samples_alpha"), config.get("samples_theta")}.isdisjoint({None, config.get("samples")})
-    cells = rome.SPACES[home_space(c.genotype)].family if "genotype" in config else family
+    c, search = argparse.Namespace(**config), "method" in config
+    family, cifar, step = rome.SPACES[c.space].family, c.dataset in PIXELS_32, 32 if c.stem == "imagenet" else 4
     wrong = {
-        f"--{''.join(unused[:1]).replace('_', '-')} has no effect without --retrain": unused,
-        "--baseline has no effect without --retrain": config.get("baseline") and alone,
-        "--samples has no effect beside --samples-alpha and --samples-theta": both and c.samples != row["samples"],
-        "--equal-passes sets the epochs": config.get("equal_passes") and c.epochs != row["epochs"],
-        "--one-shot-ops is for the 1shot1 spaces": config.get("one_shot_ops") == "table" and family != "1shot1",
-        "--table is for nb201": config.get("table") and family != "nb201",
         "--stem imagenet is for the darts spaces": c.stem == "imagenet" and family != "darts",
         "--stem imagenet is for imagenet and folder": c.stem == "imagenet" and (cifar or c.dataset == "shapes"),
-        "--stem small does not go with imagenet": c.stem == "small" and c.dataset == "imagenet",
         f"--image-size: the images of {c.dataset} have 32 pixels": cifar and c.image_size != 32,
         f"--image-size must be a multiple of {step}, at most 4096": c.image_size % step or c.image_size > 4096,
         "--data: the program draws the shapes itself": c.dataset == "shapes" and c.data != "data",
         "--cache-gib is for --dataset folder": c.dataset != "folder" and c.cache_gib != 4.0,
-        f"{c.dataset} is no data set of NAS-Bench-1Shot1": family == "1shot1" and c.dataset in larger,
-        f"{c.dataset} is no data set of NAS-Bench-201": family == "nb201" and c.dataset in ("svhn", "imagenet"),
-        f"--space {c.space} is not of the genotype's family, {cells}": cells != family,
-        "--auxiliary: only the darts spaces have an auxiliary head": config.get("auxiliary") and family != "darts",
-        "--derive has no effect beside --method gdas": gdas and c.derive != "joint",
-        "--method gdas keeps every edge, from which no 1shot1 cell can be derived": gdas and family == "1shot1",
+        "--auxiliary: only the darts spaces have an auxiliary head": not search and c.auxiliary and family != "darts",
     }
+    if search:
+        unused = {name for name in config if name.startswith("retrain_") and config[name] is not None}
+        replaced = c.samples not in (row["samples"], c.samples_alpha, c.samples_theta)
+        wrong |= {
+            "--retrain-... has no effect without --retrain": unused and c.retrain is None,
+            "--baseline has no effect without --retrain": c.baseline and c.retrain is None,
+            "--samples has no effect beside --samples-alpha and --samples-theta": replaced,
+            "--equal-passes sets the epochs": c.equal_passes and c.epochs != row["epochs"],
+            "--one-shot-ops is for the 1shot1 spaces": c.one_shot_ops == "table" and family != "1shot1",
+            "--table is for nb201": c.table and family != "nb201",
+            "--derive has no effect beside --method gdas": c.method == "gdas" and c.derive != "joint",
+            "--method gdas is not for the 1shot1 spaces": c.method == "gdas" and family == "1shot1",
+        }
     for message, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(message)
 
 
 def home_space(source: str | None) -> str:
-    """The space whose protocol a genotype is retrained by: the one that its file names, else the first of its kind."""
+    """The space whose protocol a genotype is retrained by: the one named in its file, else the first of its family."""
     if not source:
         raise ValueError("retrain needs --genotype NAME, FILE or TEXT; published: " + ", ".join(genotypes.PUBLISHED))
-    named = None
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
-        if Path(source).is_file() and Path(source).stat().st_size <= genotypes.LARGEST:
-            named = str(json.loads(Path(source).read_bytes()).get("space"))
-    if named in rome.SPACES or ".py:" in (named or ""):
-        named = space_name(named)  # before the genotype is read, which may have its operations
-    genotype = genotypes.load(source)
-    family = rome.family_of(genotype)
-    if named in rome.SPACES and rome.FAMILIES[rome.SPACES[named].family] is family:
-        return named
-    picks = tuple(len(inputs) for inputs in genotype.inputs) if isinstance(genotype, rome.OneShotGenotype) else None
-    for name, space in rome.SPACES.items():
-        if rome.FAMILIES[space.family] is family and picks in (None, space.picks):
-            return name
+    named = ""
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        if Path(source).is_file():
+            named = space_name(str(json.loads(Path(source).read_bytes()).get("space")))  # it may have own operations
+    family = rome.family_of(genotypes.load(source))
+    related = [name for name, space in rome.SPACES.items() if rome.FAMILIES[space.family] is family]
+    return named if named in related else related[0]
 
 
-def default_folder(stage: str, config: dict, row: dict, label: str | None) -> str:
-    """runs/..., named after what differs from the protocol `row`. label: the genotype as it was given."""
-    if stage == "retrain":
-        path, digest = Path(label[:200]), hashlib.blake2b(config["genotype"].encode(), digest_size=3).hexdigest()
-        name = path.parent.name if path.name == "genotype.json" else path.stem if path.suffix == ".json" else ""
-        name = label if label in genotypes.PUBLISHED else name or f"cell-{digest}"
+def default_folder(config: dict, usual: dict, label: str | None) -> str:
+    """runs/..., named after what differs from the protocol. label: of a retrain, the genotype as it was given."""
+    if label:
+        name = Path(label[:200]).parent.name if label.endswith("genotype.json") else label
+        if label not in genotypes.PUBLISHED and name == label:
+            name = f"cell-{hashlib.blake2b(config['genotype'].encode(), digest_size=3).hexdigest()}"
         return f"runs/retrain-{name}-{config['dataset']}-s{config['seed']}"
     name = "-".join([Path(config["space"]).name.replace(".py:", "-"), config["dataset"], config["method"]])
-    alpha, theta, usual = config["samples_alpha"], config["samples_theta"], row["samples"]
-    if {alpha, theta} != {1 if config["method"] == "gdas" else usual}:
+    alpha, theta = config["samples_alpha"], config["samples_theta"]
+    if {alpha, theta} != {1 if config["method"] == "gdas" else usual["samples"]}:
         name += f"-k{alpha}" if alpha == theta else f"-k{alpha}.{theta}"
-    name += f"-e{config['epochs']}" if config["epochs"] != row["epochs"] else ""
+    name += f"-e{config['epochs']}" if config["epochs"] != usual["epochs"] else ""
     return f"runs/{name}-s{config['seed']}"
 
 
@@ -1444,31 +1253,14 @@ def retrain_settings(config: dict, genotype) -> dict:
     return settings | dict(genotype=str(genotype), out=str(Path(config["out"]) / "retrain"))
 
 
-def next_command(config: dict) -> str:
-    """The retrain that --retrain would have done, as a command to paste."""
-    settings = retrain_settings(config, Path(config["out"]) / "genotype.json") | dict(resume=False)
-    same = {name: settings.pop(name) for name in ("genotype", "dataset", "quick")}
-    usual, wanted = configure("retrain", same), configure("retrain", same | settings)
-    changed = {name: value for name, value in settings.items() if usual[name] != wanted[name]}
-    script = Path(__file__).resolve()
-    script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-    same["quick"] = same["quick"] or None
-    return shlex.join(["python", str(script), "retrain", *words_of(same | changed)])
-
-
 def stored_settings(path: Path, stage: str) -> dict:
     """The settings of a config.json, without those that follow from others."""
     try:
-        if not path.is_file() or path.stat().st_size > genotypes.LARGEST:
-            raise ValueError("no such file" if not path.exists() else "not a regular file, or too large")
-        text, parser = json.loads(path.read_bytes()), make_parser()[0]
-        if text["stage"] != stage:
-            raise ValueError(f"it is of a {short(str(text['stage']))}")
-        settings = {**text["settings"]}
-        if unknown := settings.keys() - vars(parser.parse_args([stage])).keys():
-            raise ValueError(f"no setting is called {short(repr(sorted(unknown)[0]))}")
-        parser.parse_args([stage, *words_of(settings)])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if not path.is_file():
+            raise ValueError("no such file")
+        text = json.loads(path.read_bytes())
+        settings = {name: text["settings"][name] for name in defaults_of(stage)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no configuration of a {stage}: {first_line(error)}") from None
     follow = ["out", "resume", "config"] + (["epochs"] if settings.get("equal_passes") else [])
     follow += [name for name in ("samples_alpha", "samples_theta") if settings.get(name) == settings.get("samples")]
@@ -1477,90 +1269,77 @@ def stored_settings(path: Path, stage: str) -> dict:
 
 def run_stage(stage: str, words: list[str]) -> None:
     """Runs a search, the retrains that follow it, or a retrain."""
-    args, stored = make_parser()[0].parse_args([stage, *words]), {}
-    if args.config:
-        stored = stored_settings(Path(args.config), stage)
-    elif args.resume:
-        out = args.out or configure(stage, {}, words)["out"]
+    args, stored = vars(make_parser().parse_args([stage, *words])), {}
+    if "config" in args:
+        stored = stored_settings(Path(args["config"]), stage)
+    elif args.get("resume"):  # flags need not be repeated
+        out = args["out"] if "out" in args else configure(stage, {}, words)["out"]
         if (Path(out) / "config.json").exists():
-            stored = stored_settings(Path(out) / "config.json", stage) | dict(out=out)  # flags need not be repeated
-    config, command = configure(stage, stored, words), [program(), stage, *words]
+            stored = stored_settings(Path(out) / "config.json", stage) | dict(out=out)
+    config, command = configure(stage, stored, words), [PROGRAM, stage, *words]
     if stage == "retrain":
         retrain(config, command)
         return
     any_cell = genotypes.random_cell(space_of(config))
     configure("retrain", retrain_settings(config, any_cell))  # what is wrong there is said before the search
-    if config["retrain"]:
-        check_test_folder(config)
+    if config["retrain"] and config["dataset"] in FOLDERS:
+        list_folder(config, "test")
     genotype = search(config, command)
     if config["retrain"]:
         retrain_and_compare(config, genotype, command)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done; 2 bad input; 3 numbers went wrong; 130, 143 interrupted, state saved.
-
-    What went wrong is printed in one line. Status 1: another process of torchrun was lost.
-    """
-    words, status, text = sys.argv[1:] if argv is None else argv, 2, None
-    Stop.signal, Stop.folder = None, None
+    """The command line. Exit status: 0 done; 2 bad input; 3 numbers went wrong; 130, 143 interrupted, state saved;
+    1: another process of torchrun was lost. What went wrong is printed in one line."""
+    words, status, Stop.signal, Stop.folder = sys.argv[1:] if argv is None else argv, 0, None, None
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        args = vars(make_parser()[0].parse_args(words))
+        args = vars(make_parser().parse_args(words))
         command = args.pop("command")
         if command in ("search", "retrain"):
             run_stage(command, words[1:])
         elif command == "predict":
-            print(predict(**args))
+            predict(**args)
         else:
             from tools import report
 
-            commands = dict(list=report.list_benchmarks, report=report.report, plot=report.plot)
-            print(commands[command](**args).rstrip("\n"), flush=True)
-        status = 0
+            function = dict(list=report.list_benchmarks, report=report.report, plot=report.plot)[command]
+            print(function(**args).rstrip("\n"))
     except SystemExit as error:  # --help
         status = error.code
-    except Interrupted:
-        saved = "the state is saved; the same command with --resume goes on"
-        text = f"{signal.Signals(Stop.signal).name}: {saved if words[:1] in (['search'], ['retrain']) else 'stopped'}"
-        status = 128 + Stop.signal
-    except NumbersError as error:
-        status, text = 3, str(error)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except ModuleNotFoundError as error:
-        text = f"error: the module {error.name} is missing; requirements.txt lists what the program needs"
-    except ValueError as error:
-        text = f"error: {first_line(error)}"
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (Exception, Interrupted) as error:
         status, text = explain(error)
+        print(f"{PROGRAM}: {text}", file=sys.stderr)
     finally:
         Stop.signal = None
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if text:
-        print(f"{program()}: {text}", file=sys.stderr)
     if dist.is_initialized() and (status != 1 or not torch.cuda.is_initialized()):  # NCCL might wait for a lost rank
         dist.destroy_process_group()
     return status
 
 
-def explain(error: Exception) -> tuple[int, str]:
-    """Exit status and text for an error that is not the input's. Raises it again if it is the program's."""
-    text = first_line(error)
-    kept = f"; {Stop.folder} keeps its last checkpoint, from which --resume goes on" if Stop.folder else ""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit status and text of what stopped the program. Raises it again if it is an error of the program's own."""
+    text, status = first_line(error), 2
+    if isinstance(error, Interrupted):
+        saved = "the state is saved; the same command with --resume goes on" if Stop.folder else "stopped"
+        return 128 + Stop.signal, f"{signal.Signals(Stop.signal).name}: {saved}"
+    if isinstance(error, NumbersError):
+        status = 3
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
         text = "the memory is full; lower --batch-size or --channels, or add --recompute or --amp"
-    elif "DataLoader" in text and Stop.signal:  # a worker that was just starting took the signal, too
-        return 128 + Stop.signal, f"{signal.Signals(Stop.signal).name}{kept}"
+    elif isinstance(error, ModuleNotFoundError):
+        text = f"the module {error.name} is missing; requirements.txt lists what the program needs"
     elif "DataLoader" in text:  # torch raises it at any place
-        text = f"a process that reads images was lost ({text}); out of memory? Fewer --workers need less"
+        text = f"a process that reads images was lost ({text}); fewer --workers need less memory"
     elif isinstance(error, RuntimeError) and dist.is_initialized():
-        return 1, f"rank {rank_and_world()[0]} lost the others ({text}); --resume goes on"
-    elif isinstance(error, RuntimeError):
+        status, text = 1, f"rank {rank_and_world()[0]} lost the others ({text})"
+    elif not isinstance(error, (OSError, ValueError)):
         raise error
-    return 2, f"error: {text}{kept}"
+    kept = f"; {Stop.folder} keeps its last checkpoint, from which --resume goes on" if Stop.folder else ""
+    return status, f"error: {text}{kept}"
 
 
 if __name__ == "__main__":
