@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import math
+import pickle
 import platform
 import runpy
 import shlex
@@ -30,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -574,9 +576,15 @@ def load_checkpoint(path: Path, stage: str = "search") -> dict:
         with zipfile.ZipFile(path) as file:
             if file.testzip():
                 raise ValueError("its sums are wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about files that it did not write
+            state = torch.load(path, map_location="cpu", weights_only=True)
         if (state["stage"], state["format"]) != (stage, CHECKPOINT_FORMAT):
             raise ValueError(f"it is of a {state['stage']} in format {state['format']}, not {CHECKPOINT_FORMAT}")
+        if missing := {"settings", "world", "epoch", "step", "rows", "totals", "rng", "statistics"} - state.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except pickle.UnpicklingError:  # whose own message advises to trust the file
+        raise ValueError(f"{path} cannot be used: it holds more than numbers and names, so no run wrote it") from None
     except Exception as error:  # whatever a broken file leads to
         raise ValueError(f"{path} cannot be used as checkpoint of a {stage} ({first_line(error)})") from None
     return state
@@ -1115,7 +1123,7 @@ def make_parser() -> Parser:
     seeds.type = lambda text: tuple(COUNT(seed) for seed in text.split(","))
     report = commands.add_parser("report", help="what runs found, beside the paper's numbers")
     report.add_argument("--format", choices=("text", "markdown"), default="text", dest="style")
-    plot = commands.add_parser("plot", help="draw the curves and cells of runs")
+    plot = commands.add_parser("plot", help="draw the curves of runs")
     plot.add_argument("--out", metavar="FILE", help=".svg or .png; default: curves.svg in the first RUN")
     for command in (report, plot):
         command.add_argument("folders", nargs="+", metavar="RUN", help="folder of a search or a retrain")

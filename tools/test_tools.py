@@ -141,15 +141,17 @@ def test_a_broken_run_is_one_line(tmp_path):
 
 def test_plot_draws_curves(tmp_path):
     pytest.importorskip("matplotlib", reason="curves need matplotlib")
-    runs = [fake_run(tmp_path / "rome", 0, 3.0, space="s2"), fake_run(tmp_path / "gdas", method="gdas")]
+    runs = [fake_run(tmp_path / "rome", 0, 3.0), fake_run(tmp_path / "gdas", method="gdas")]
     report.plot(runs, str(tmp_path / "curves.PNG"))
     assert (tmp_path / "curves.PNG").read_bytes().startswith(b"\x89PNG")
     written = report.plot(runs)
     assert written == f"drawn: {runs[0]}/curves.svg, {runs[0]}/curves-retrain.svg"
     search, retrain = (ElementTree.parse(path) and Path(path).read_text() for path in written[7:].split(", "))
-    for words in ("loss_theta", "entropy_alpha_normal", "nats", *runs):
+    for words in ("Loss of the weights' half", "Entropy of alpha, normal cell", "uniform ", *runs):
         assert f"<!-- {words} -->" in search  # matplotlib notes every text
-    assert "accuracy_test" in retrain and "entropy" not in retrain and runs[1] not in retrain
+    assert "Test accuracy" in retrain and "Entropy" not in retrain and runs[1] not in retrain
+    with pytest.raises(ValueError, match="one space and data set at a time"):
+        report.plot([*runs, fake_run(tmp_path / "other", space="s2")])
 
 
 def test_plot_says_what_it_lacks(tmp_path, monkeypatch):
