@@ -533,7 +533,8 @@ class Run:
             genotypes.write(self.folder / "metrics.csv", text.getvalue().encode())
         self.save()
         skipped = f"{round(row['skipped'] * self.steps)} of {self.steps} steps skipped by loss scaling, "
-        return f"{skipped if row['skipped'] else ''}{speed or '-'} images/s, {peak:.0f} MiB, {self.time_left()} left"
+        shown = f"{speed:.0f}" if speed else "-"
+        return f"{skipped if row['skipped'] else ''}{shown} images/s, {peak:.0f} MiB, {self.time_left()} left"
 
     def time_left(self) -> str:
         seconds = (time.perf_counter() - self.begin) / max(1, self.done - 1) * self.left
