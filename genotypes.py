@@ -217,7 +217,10 @@ def save(genotype, path, **extra):
 
 
 def _ops(nodes):
-    return [op for _, on, edges in nodes for op in (on, *(op for op, _ in edges)) if op not in ("", "concat")]
+    ops = []
+    for _, on, edges in nodes:
+        ops += [on, *(op for op, _ in edges)]
+    return [op for op in ops if op not in ("", "concat")]
 
 
 def parameter_free(genotype):
