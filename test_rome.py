@@ -45,6 +45,7 @@ HERE = Path(__file__).resolve().parent
 # rome.py
 
 torch.set_num_threads(1)  # the tensors here are tiny
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the same number, so the same bits
 SKIP, SEP = "skip_connect", "sep_conv_3x3"
 
 # ----------------------------------------------------------------------------------------------------------------------
