@@ -1325,6 +1325,8 @@ def main(argv: list[str] | None = None) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if dist.is_initialized() and (status != 1 or not torch.cuda.is_initialized()):  # NCCL might wait for a lost rank
+        # torch 2.6 joins gloo's threads while it holds the GIL, which they need to free the last tensors: a deadlock.
+        time.sleep(0.2)  # they do so first
         dist.destroy_process_group()
     return status
 
