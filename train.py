@@ -458,10 +458,10 @@ class Run:
                     if isinstance(part, torch.optim.Optimizer):  # the groups are this device's: fused or not
                         saved = saved | {"param_groups": part.state_dict()["param_groups"]}
                     part.load_state_dict(saved)
-            except (RuntimeError, KeyError, ValueError) as error:
+                self.sums.copy_(state["totals"])
+                torch.set_rng_state(state["rng"])
+            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise ValueError(f"{self.folder} holds a checkpoint of another network: {first_line(error)}") from None
-            self.sums.copy_(state["totals"])
-            torch.set_rng_state(state["rng"])
             self.epoch, self.step, self.rows = state["epoch"], state["step"], state["rows"]
             place = f"resumed at epoch {self.epoch + 1}, step {self.step + 1}"
             self.log("already finished" if self.epoch >= self.config["epochs"] else place)
@@ -1233,7 +1233,7 @@ def home_space(source: str | None) -> str:
     named = ""
     with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         if Path(source).is_file():
-            named = space_name(str(json.loads(Path(source).read_bytes()).get("space")))  # it may have own operations
+            named = json.loads(Path(source).read_bytes()).get("space")  # its FILE.py is not run
     family = rome.family_of(genotypes.load(source))
     related = [name for name, space in rome.SPACES.items() if rome.FAMILIES[space.family] is family]
     return named if named in related else related[0]
