@@ -1599,6 +1599,14 @@ def test_a_users_own_space_and_operation_go_all_the_way(folder, tmp_path, capsys
         rome.PRIMITIVES.pop("grouped", None)
 
 
+def test_a_genotype_file_runs_no_file_that_it_names(tmp_path):
+    own, cell = tmp_path / "own.py", tmp_path / "cell.json"
+    own.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    genotypes.save(genotypes.PUBLISHED["DARTS_V2"], cell, space=f"{own}:SPACE")
+    assert train.configure("retrain", dict(genotype=str(cell)))["space"] == "darts"
+    assert not (tmp_path / "ran").exists()
+
+
 def test_predict_uses_the_statistics_of_the_checkpoint(folder, searched, capsys):
     files = sorted((folder / "test").glob("*/*.png"))
     assert train.main(["predict", str(searched), *map(str, files)]) == 0

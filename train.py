@@ -317,7 +317,8 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.rand(count, 1, generator=generator) < 0.5
     line = torch.arange(size)
     columns = shift[1] + torch.where(flip, line.flip(0), line)  # (N, S)
-    place = torch.stack([shift[0] + line, columns]).to(pixels.device, non_blocking=True)
+    non_blocking = device_settings(pixels.device)["non_blocking"]
+    place = torch.stack([shift[0] + line, columns]).to(pixels.device, non_blocking=non_blocking)
     number = torch.arange(count, device=pixels.device)[:, None, None]
     padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
     return padded[number, place[0][:, :, None], place[1][:, None, :]]
@@ -326,7 +327,8 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """Sets a square of every image (N, 3, S, S) to 0, the mean. Its centre is any pixel."""
     count, size = len(images), images.shape[2]
-    centre = torch.randint(0, size, (2, count, 1), generator=generator).to(images.device, non_blocking=True)
+    non_blocking = device_settings(images.device)["non_blocking"]
+    centre = torch.randint(0, size, (2, count, 1), generator=generator).to(images.device, non_blocking=non_blocking)
     distance = torch.arange(size, device=images.device) - centre  # (2, N, S)
     near = (distance >= -(side // 2)) & (distance < side // 2)
     return images.masked_fill_((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
