@@ -345,11 +345,11 @@ class Supernet(nn.Module):
         for kind, alpha in self.alpha.items():
             inputs, ops = [], alpha.argmax(-1).tolist()
             scored = None if rule == "sequential" and self.topology != "none" else ops
-            for j, (_, n, _) in enumerate(self.nodes):
-                all_edges = self.topology == "none" and self.family.gdas_keeps_all_edges
-                subsets = itertools.combinations(range(n), n if all_edges else self.space.picks[j])
-                scores = {subset: self._log_p(kind, j, subset, scored, rule == "exact") for subset in subsets}
-                inputs.append(list(max(scores, key=scores.get)))
+            for j, (_, n, k) in enumerate(self.nodes):
+                k = k if self.family.gdas_keeps_all_edges else self.space.picks[j]
+                subsets = itertools.combinations(range(n), k)
+                best = max(subsets, key=lambda subset: self._log_p(kind, j, subset, scored, rule == "exact"))
+                inputs.append(list(best))
             cells[kind] = Choice(inputs, ops)
         return self.cell(cells)
 
@@ -408,18 +408,15 @@ def check_space(space: Space):
     family, nodes = FAMILIES[space.family], len(space.picks)
     candidates = tuple(range(family.cell_inputs, family.cell_inputs + nodes))
     rows = sum(candidates) if family.ops_on_edges else nodes - 1
-    good = tuple(space.candidates) == candidates and set(space.ops) == set(family.kinds)
-    good = good and nodes == (family.node_count or max(nodes, 1))
+    good = tuple(space.candidates) == candidates and nodes == (family.node_count or max(nodes, 1))
     for pick, n in zip(space.picks, candidates):
         good = good and 1 <= pick <= n and family.node_inputs in (None, pick)
     for ops in space.ops.values():
-        lengths = {len(row) for row in ops}
-        good = good and len(ops) == rows and len(lengths) == 1 and lengths != {0}
-    if not good:
+        good = good and len(ops) == rows and len(set(map(len, ops))) == 1 and len(ops[0]) > 0
+    if not good or set(space.ops) != set(family.kinds):
         raise ValueError(
-            f"a space of the family {space.family} with {nodes} nodes needs the cell types {', '.join(family.kinds)}, "
-            f"candidates {candidates}, picks of {family.node_inputs or 'at least 1'}, and {rows} rows of as many op "
-            f"names each; nb201 has 3 nodes"
+            f"a space of the family {space.family} with these {nodes} nodes needs candidates {candidates}, picks that "
+            f"fit, and for each cell type {', '.join(family.kinds)} {rows} rows of as many op names"
         )
     for name in itertools.chain(*itertools.chain(*space.ops.values())):
         primitive(family, name)
@@ -962,20 +959,17 @@ def reached(family, inputs: list, names: list, output: set) -> tuple:
 
     ValueError if an input is not there, or if the output does not depend on the cell's input.
     """
-    first = family.cell_inputs  # the number of the first node; the cell's inputs come before
-    needed, fed = set(output), set(range(first))
-    for j in reversed(range(len(inputs))):
-        needed |= set(inputs[j]) if first + j in needed else set()
-    for j, kept in enumerate(inputs):
-        fed |= {first + j} if fed & set(kept) else set()
-        if not set(kept) <= set(range(first + j)):
-            raise ValueError(f"node {first + j} has the inputs {kept}; it can have those below {first + j}")
-    if not fed & set(output):
+    first, needed = family.cell_inputs, set(output)  # first: the number of the first node, behind the cell's inputs
+    for j, kept in reversed(list(enumerate(inputs, first))):
+        needed |= set(kept) if j in needed else set()
+        if not set(kept) <= set(range(j)):
+            raise ValueError(f"node {j} has the inputs {kept}; it can have those below {j}")
+    if not needed & set(range(first)):
         raise ValueError("the output of the cell does not depend on its input")
-    inputs = [kept if first + j in needed else [] for j, kept in enumerate(inputs)]
+    inputs = [kept if j in needed else [] for j, kept in enumerate(inputs, first)]
     used = [bool(kept) for kept in inputs]
     if family.ops_on_edges:
-        used = [i in kept for j, kept in enumerate(inputs) for i in range(first + j)]
+        used = [i in kept for j, kept in enumerate(inputs, first) for i in range(j)]
     return inputs, [name if run else None for name, run in zip(names, used)]
 
 

@@ -37,7 +37,7 @@ from torch.overrides import TorchFunctionMode
 import genotypes
 import rome
 import train
-from tools import nasbench201
+from tools import folders, nasbench201
 
 HERE = Path(__file__).resolve().parent
 
@@ -1278,10 +1278,10 @@ def test_a_seed_gives_one_run_and_another_seed_another(folder, searched, tmp_pat
     assert result(searched)[0] != result(tmp_path / "other")[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(number, folder, searched, tmp_path):
-    """In the fifth step of the search, then in the eighth of the retrain. SIGKILL leaves the checkpoint before it."""
-    out, script = tmp_path / "run", tmp_path / "train.py"
+def interrupting(folder):
+    """train.py as a script whose last two arguments are a signal and the number of the step that it comes in."""
+    script = folder / "interrupted" / "train.py"
+    script.parent.mkdir(exist_ok=True)
     script.write_text(
         f"import os, sys; sys.path.insert(0, {str(HERE)!r}); import train\n"
         "at, number, add, calls = int(sys.argv.pop()), int(sys.argv.pop()), train.Run.add, []\n"
@@ -1293,6 +1293,13 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(number, folder, sea
         "train.Run.add = stopped\n"
         "sys.exit(train.main())\n"
     )
+    return script
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(number, folder, searched, tmp_path):
+    """In the fifth step of the search, then in the eighth of the retrain. SIGKILL leaves the checkpoint before it."""
+    out, script = tmp_path / "run", interrupting(tmp_path)
     words = flags(folder, out, *RETRAIN, "--save-minutes", 0)
     for at, more in ((5, ()), (10 if number == signal.SIGKILL else 9, ("--resume",))):
         status, _, error = process(script, *words, *more, int(number), at)
@@ -1305,57 +1312,27 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(number, folder, sea
     assert_equal_runs(searched / "retrain", out / "retrain")
 
 
-def test_a_run_killed_between_two_renames_goes_on(folder, searched, tmp_path, monkeypatch):
-    """last.pt is already previous.pt, and the new one still has its temporary name."""
-    out, replace, calls = tmp_path / "run", os.replace, []
-
-    def killed(source, target):
-        if Path(target).name == "previous.pt":
-            calls.append(target)
-        if len(calls) == 3 and Path(source).name == ".last.pt.tmp":
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(flags(folder, out, "--save-minutes", 0))
-    monkeypatch.undo()
-    assert not (out / "last.pt").exists() and (out / "previous.pt").exists()
-    assert train.main([*flags(folder, out), "--resume"]) == 0
-    assert_equal_runs(searched, out)
-
-
-@pytest.mark.parametrize("damage", ["half", "byte", "format", "code"])
-def test_a_broken_checkpoint_falls_back_to_the_one_before(damage, folder, searched, tmp_path, capsys):
+@pytest.mark.parametrize("damage", ["half", "byte", "format", "code", "other network"])
+def test_a_broken_checkpoint_is_refused_in_one_line(damage, folder, searched, tmp_path, capsys):
     out = tmp_path / "broken"
     shutil.copytree(searched, out)
-    data = (out / "last.pt").read_bytes()
-    middle = len(data) // 2
+    data, state = (out / "last.pt").read_bytes(), torch.load(out / "last.pt", weights_only=True)
     if damage == "half":
-        (out / "last.pt").write_bytes(data[:middle])
+        (out / "last.pt").write_bytes(data[: len(data) // 2])
     elif damage == "byte":  # inside a tensor: torch.load alone does not see it
-        weight = torch.load(out / "last.pt", weights_only=True)["net"]["alpha.normal"].numpy().tobytes()
+        weight = state["net"]["alpha.normal"].numpy().tobytes()
         assert data.count(weight) == 1
         (out / "last.pt").write_bytes(data.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
     elif damage == "format":
-        torch.save(torch.load(out / "last.pt", weights_only=True) | {"format": 1}, out / "last.pt")
+        torch.save(state | {"format": 1}, out / "last.pt")
+    elif damage == "code":
+        torch.save({"format": 3, "stage": Path}, out / "last.pt")
     else:
-        torch.save({"format": 2, "stage": Path}, out / "last.pt")
-    assert train.main([*flags(folder, out), "--resume"]) == 0
-    assert "last.pt cannot be used" in capsys.readouterr().err
-    assert_equal_runs(searched, out)
-
-
-def test_checkpoints_that_fit_nothing_are_refused(folder, searched, tmp_path, capsys):
-    out = tmp_path / "broken"
-    shutil.copytree(searched, out)
-    state = torch.load(out / "last.pt", weights_only=True)
-    for name in ("last.pt", "previous.pt"):
-        torch.save(state | {"net": dict(list(state["net"].items())[1:])}, out / name)
-    assert "another network" in one_line_error(capsys, [*flags(folder, out), "--resume"])
-    for name in ("last.pt", "previous.pt"):
-        (out / name).write_bytes(b"nothing")
-    assert "cannot be used" in one_line_error(capsys, [*flags(folder, out), "--resume"])
+        torch.save(state | {"net": dict(list(state["net"].items())[1:])}, out / "last.pt")
+    before = (out / "last.pt").read_bytes()
+    error = one_line_error(capsys, [*flags(folder, out), "--resume"])
+    assert ("another network" if damage == "other network" else "last.pt cannot be used") in error
+    assert (out / "last.pt").read_bytes() == before
 
 
 def test_other_settings_and_an_occupied_folder_are_refused(folder, searched, capsys):
@@ -1373,9 +1350,9 @@ def test_two_processes_share_the_work_and_resume(folder, tmp_path):
     status, text, error = process(*torchrun, HERE / "train.py", *words)
     assert status == 0, error
     assert "in 2 processes, 12 images a step in all" in text and "test accuracy" in text
-    shutil.copytree(whole, out)
-    for part in (out, out / "retrain"):
-        (part / "last.pt").unlink()  # previous.pt: after the last step, before the evaluation
+    words = flags(folder, out, "--device", "cpu", *RETRAIN)
+    status, _, error = process(*torchrun, interrupting(tmp_path), *words, int(signal.SIGTERM), 4)
+    assert status != 0 and error.count("SIGTERM: the state is saved") == 2
     script = tmp_path / "train.py"  # what is left of the process group's threads may abort while Python exits
     script.write_text(
         f"import pathlib, sys; sys.path.insert(0, {str(HERE)!r}); import train; status = train.main()\n"
@@ -1403,16 +1380,11 @@ def test_two_processes_retrain_a_cell_with_nodes_that_lead_nowhere(genotype, fol
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
-def test_device_settings_of_cuda_and_of_a_cpu():
-    assert train.device_settings(torch.device("cuda")) == dict(fused=True, pin_memory=True, non_blocking=True)
-    assert not any(train.device_settings(CPU).values())
-
-
 @pytest.mark.parametrize("stage", ["search", "retrain"])
 def test_fused_optimizers_as_on_cuda_take_the_same_steps(stage, folder, tmp_path, monkeypatch):
     words = ("--steps-per-epoch", 6, "--epochs", 1)
     assert train.main(flags(folder, tmp_path / "plain", *words, stage=stage)) == 0
-    monkeypatch.setattr(train, "device_settings", lambda device: dict(fused=True, pin_memory=False, non_blocking=True))
+    monkeypatch.setattr(train, "on_cuda", lambda device: True)
     assert train.main(flags(folder, tmp_path / "fused", *words, stage=stage)) == 0
     plain, fused = result(tmp_path / "plain")[1], result(tmp_path / "fused")[1]
     assert plain.keys() == fused.keys() and all(value.isfinite().all() for value in fused.values())
@@ -1457,7 +1429,7 @@ def test_a_nan_ends_in_status_3_and_no_checkpoint_holds_it(stage, folder, tmp_pa
     assert "is not finite" in error and "epoch 2/2, step " in error and "loss" in error
     state = torch.load(out / "last.pt", weights_only=True)
     place = int(re.search(r"step (\d+)", error)[1])
-    assert (state["epoch"], state["step"]) == (1, place - 1)  # the step before, although the check comes a step later
+    assert (state["epoch"], state["step"]) == (1, place - 1)
     assert all(value.isfinite().all() for value in state["net" if stage == "search" else "network"].values())
 
 
@@ -1466,9 +1438,9 @@ def test_steps_skipped_by_loss_scaling_are_counted_and_shown(stage, folder, tmp_
     """float16 on a CPU, whose first scale, 65536, is too large for the gradients."""
     monkeypatch.setattr(train, "precision", lambda config, device: torch.float16)
     assert train.main(flags(folder, tmp_path / "run", "--amp", "--steps-per-epoch", 4, stage=stage)) == 0
-    share = float(metrics_of(tmp_path / "run")[0]["skipped"])
-    assert share in (0.25, 0.5, 0.75, 1.0)
-    assert f"{round(4 * share)} of 4 steps skipped by loss scaling" in capsys.readouterr().out
+    count = int(metrics_of(tmp_path / "run")[0]["skipped"])
+    assert 1 <= count <= (8 if stage == "search" else 4)  # a step of the search has two updates
+    assert f", {count} updates skipped by loss scaling" in capsys.readouterr().out
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -1495,7 +1467,6 @@ def test_steps_skipped_by_loss_scaling_are_counted_and_shown(stage, folder, tmp_
         ("search --quick --stem imagenet", "--stem"),
         ("search --quick --config /dev/zero", "no such file"),
         ("search --quick --config stored.json", "is no configuration of a search"),
-        ("search --quick --space nowhere.py:NAME", "nowhere.py"),
         ("retrain --quick", "retrain needs --genotype"),
         ("retrain --quick --genotype DARTS_V3", "DARTS_V2"),
         ("retrain --quick --genotype __import__('os').system('true')", "no file"),
@@ -1560,6 +1531,7 @@ def test_random_cells_and_a_linear_model_stand_beside_the_found_cell(folder, sea
 
 
 def test_the_printed_command_does_the_retrain_that_retrain_would_have_done(folder, searched, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "START", str(HERE / "train.py"))
     out = tmp_path / "a run"
     words = [word for word in RETRAIN if word != "--retrain"]
     assert train.main(flags(folder, out)) == 0
@@ -1573,38 +1545,22 @@ def test_the_printed_command_does_the_retrain_that_retrain_would_have_done(folde
     assert_equal_runs(searched / "retrain", out / "retrain")
 
 
-def test_a_users_own_space_and_operation_go_all_the_way(folder, tmp_path, capsys, monkeypatch):
-    (tmp_path / "mine.py").write_text(
-        "import rome\nfrom torch import nn\n"
-        "def grouped(c, stride, affine):\n"
-        "    conv = nn.Conv2d(c, c, 3, stride, 1, groups=2, bias=False)\n"
-        "    return rome.Op(conv, rome.Norm(c, affine), rectified=True)\n"
-        "rome.PRIMITIVES['grouped'] = grouped\n"
-        "rows = (('grouped', 'skip_connect'),) * 5\n"
-        "SMALL = rome.Space('darts', (2, 3), (2, 2), {'normal': rows, 'reduce': rows})\n"
-    )
-    monkeypatch.setattr(rome, "SPACES", dict(rome.SPACES))
-    monkeypatch.delitem(rome.PRIMITIVES, "grouped", raising=False)
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "run"
-    try:
-        assert train.main(flags(folder, out, "--space", "mine.py:SMALL", *RETRAIN)) == 0
-        cell = genotypes.load(out / "genotype.json")
-        assert len(cell.normal) == 4 and (out / "cells.svg").exists()
-        assert train.main(["search", "--out", str(out), "--resume"]) == 0
-        capsys.readouterr()
-        assert train.main(["predict", str(out), str(folder / "test" / "class1" / "0.png")]) == 0
-        assert re.fullmatch(r".*0\.png  class\d  [01]\.\d{4}\n", capsys.readouterr().out)
-    finally:
-        rome.PRIMITIVES.pop("grouped", None)
-
-
-def test_a_genotype_file_runs_no_file_that_it_names(tmp_path):
-    own, cell = tmp_path / "own.py", tmp_path / "cell.json"
-    own.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    genotypes.save(genotypes.PUBLISHED["DARTS_V2"], cell, space=f"{own}:SPACE")
-    assert train.configure("retrain", dict(genotype=str(cell)))["space"] == "darts"
-    assert not (tmp_path / "ran").exists()
+def test_a_users_own_space_and_operation_go_all_the_way(folder, tmp_path):
+    """A script that registers them and calls train.main is the whole program."""
+    script, out = tmp_path / "own.py", tmp_path / "run"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(HERE)!r})\n" + SCRIPTS["own.py"])
+    status, text, error = process(script, *flags(folder, out, "--space", "small"))
+    assert status == 0, error
+    assert len(genotypes.load((out / "genotype.json").read_text().replace("grouped", SEP)).normal) == 6
+    command = shlex.split(re.search(r"next: python (.*)", text)[1])
+    status, text, error = process(*command, *[word for word in RETRAIN if word != "--retrain"])
+    assert status == 0, error
+    status, text, error = process(script, "predict", out, folder / "test" / "class1" / "0.png")
+    assert status == 0 and re.fullmatch(r".*0\.png  class\d  [01]\.\d{4}\n", text), error
+    status, text, error = process(script, "report", out)
+    assert status == 0 and "small" in text, error
+    status, _, error = process(HERE / "train.py", "report", out)
+    assert status == 2 and error.count("\n") == 1 and "small" in error
 
 
 def test_predict_uses_the_statistics_of_the_checkpoint(folder, searched, capsys):
@@ -1613,7 +1569,7 @@ def test_predict_uses_the_statistics_of_the_checkpoint(folder, searched, capsys)
     predicted = [line.split() for line in capsys.readouterr().out.splitlines()]
     network, state = train.load_network(searched / "retrain" / "last.pt")
     mean, std = torch.tensor(state["statistics"])
-    pixels = torch.stack([train.Files([], SMALL, "test").read(str(file)) for file in files]).float() / 255
+    pixels = torch.stack([folders.Files([], SMALL, "test").read(str(file)) for file in files]).float() / 255
     p, labels = network(((pixels - mean) / std).permute(0, 3, 1, 2))[0].softmax(1).max(1)
     assert [name for _, name, _ in predicted] == [state["classes"][label] for label in labels]
     assert [float(probability) for *_, probability in predicted] == pytest.approx(p.tolist(), abs=1e-4)
@@ -1652,9 +1608,7 @@ def test_every_space_searches_derives_and_retrains(space, folder, tmp_path):
     assert (out / "retrain" / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize(
-    "more", ["--method gdas", "--method rome-v1", "--amp", "--recompute", "--warmup 1", "--derive exact"]
-)
+@pytest.mark.parametrize("more", ["--method gdas", "--method rome-v1", "--amp", "--recompute", "--derive exact"])
 def test_variants_of_the_search_run(more, folder, tmp_path):
     assert train.main(flags(folder, tmp_path / "run", "--epochs", 1, "--steps-per-epoch", 2, *more.split())) == 0
 
@@ -1757,8 +1711,7 @@ def test_statistics_are_those_of_the_training_images_and_stay(folder, searched, 
     assert mean == pytest.approx(values.mean(0).tolist()) and std == pytest.approx(values.std(0, correction=0).tolist())
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(folder, data)
-    shutil.copytree(searched, out)
-    (out / "last.pt").unlink()  # previous.pt is of the first epoch
+    assert process(interrupting(tmp_path), *flags(data, out), int(signal.SIGTERM), 4)[0] == 143
     for file in (data / "train").glob("*/*.png"):
         Image.new("RGB", (16, 16)).save(file)
     assert train.main(flags(data, out, "--resume", "--no-retrain")) == 0
@@ -1771,12 +1724,12 @@ def test_statistics_are_those_of_the_training_images_and_stay(folder, searched, 
 ])  # fmt: skip
 def test_images_of_any_kind_and_size_are_read(mode, size, name, tmp_path):
     Image.new(mode, size, 0).save(tmp_path / name)
-    image = train.Files([], SMALL, "test").read(str(tmp_path / name))
+    image = folders.Files([], SMALL, "test").read(str(tmp_path / name))
     assert image.shape == (16, 16, 3) and image.dtype == torch.uint8
 
 
 def test_16_bits_keep_their_shades_and_a_program_is_no_image(tmp_path):
-    read = train.Files([], SMALL, "test").read
+    read = folders.Files([], SMALL, "test").read
     Image.frombytes("I;16", (16, 16), b"".join(bytes((0, shade)) for shade in range(256))).save(tmp_path / "a.png")
     assert read(str(tmp_path / "a.png"))[..., 0].flatten().tolist() == list(range(256))
     (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
@@ -1954,12 +1907,14 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     for name, code in SCRIPTS.items():
         Path(name).write_text(code)
     runpy.run_path("loop.py")
+    monkeypatch.setattr(rome, "SPACES", dict(rome.SPACES))
+    runpy.run_path("own.py")
     losses = re.findall(r"loss ([\d.]+)", capsys.readouterr().out)
     assert float(losses[-1]) < float(losses[0]) / 2
     small = "--channels 2 --cells 3 --epochs 1 --batch-size 6 --samples 1 --quiet".split()
     shrink = " --retrain-channels 2 --retrain-cells 3 --retrain-epochs 4 --retrain-batch-size 6".split()
-    for program, words in commands("examples"):
-        if program == "train.py" and "shapes" not in words:
+    for _, words in commands("examples"):
+        if "shapes" not in words:
             more = small + shrink * ("--retrain" in words) if words[0] == "search" else []
             assert train.main(words + more) == 0, words
     shown = capsys.readouterr().out
@@ -2105,10 +2060,9 @@ def test_a_step_on_cuda_waits_once_and_uses_cudnn(tmp_path, monkeypatch, capsys)
     assert "cudnn_batch_norm" in (text := capsys.readouterr().out) and "native_batch_norm" not in text
 
 
-@pytest.mark.parametrize("script", ["faults", "fuzz"])
-def test_no_attack_breaks_a_run(script, tmp_path):
-    words = [sys.executable, BENCH / f"{script}.py", "--quick", "--out", tmp_path / "result.json"]
-    subprocess.run(words, check=True, cwd=tmp_path, capture_output=True)  # they change the process that they run in
+def test_no_attack_breaks_a_run(tmp_path):
+    words = [sys.executable, BENCH / "faults.py", "--quick", "--out", tmp_path / "result.json"]
+    subprocess.run(words, check=True, cwd=tmp_path, capture_output=True)  # it changes the process that it runs in
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert rows[-1]["what"].startswith(("attacks that ended otherwise", "inputs that are neither"))
+    assert rows[-1]["what"].startswith("attacks that ended otherwise")
     assert rows[-1]["measured"] == 0

@@ -24,7 +24,6 @@ import json
 import math
 import pickle
 import platform
-import runpy
 import shlex
 import signal
 import statistics
@@ -33,7 +32,6 @@ import sys
 import time
 import warnings
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +45,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import genotypes
 import rome
 
-PROGRAM = "rome.py" if Path(sys.argv[0]).name == "rome.py" else "train.py"  # that was started
+# The program that was started: rome.py, train.py, or a user's own that adds to rome.SPACES and calls train.main.
+START = sys.argv[0] if sys.argv[0].endswith(".py") else os.path.relpath(__file__)
+PROGRAM = Path(START).name
 
 # ----------------------------------------------------------------------------------------------------------------------
 # 1. Protocols. Each row lists only what differs from "default". Flags override.
@@ -57,7 +57,7 @@ SEARCH = {
     "default": dict(
         cells=8, channels=16, epochs=50, batch_size=64, samples=7, lr=0.05, lr_min=0.001, momentum=0.9,
         weight_decay=3e-4, clip=5.0, alpha_lr=3e-4, alpha_weight_decay=1e-3, alpha_clip=0.0, tau_max=10.0, tau_min=0.1,
-        fraction=0.5, cutout=0, warmup=0,
+        fraction=0.5, cutout=0,
     ),
     # Table 4, with 10% + 10% of ImageNet's training images. A folder with ImageNet's stem keeps both halves.
     "imagenet stem": dict(epochs=30, batch_size=256, samples=3),
@@ -151,7 +151,6 @@ STATISTICS = {
 DATASETS = (*STATISTICS, "folder", "shapes")
 FOLDERS = ("folder", "imagenet")  # they are read from DIR/train and DIR/test
 PIXELS_32 = ("cifar10", "cifar100", "svhn")  # their images have 32 x 32 pixels
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # no PostScript, for which Pillow runs a program
 
 
 def load_data(config: dict, split: str) -> Images:
@@ -163,6 +162,8 @@ def load_data(config: dict, split: str) -> Images:
         count, seed = (8000, 0) if split == "train" else (2000, 1)
         return Images(*draw_shapes(count, seed, size), [], list(SHAPES))
     if name in FOLDERS:
+        from tools.folders import list_folder, read_images
+
         data = list_folder(config, split)
         files = [path for path, _ in data.samples]
         fits = config["stem"] != "imagenet" and len(files) * size * size * 3 <= config["cache_gib"] * 2**30
@@ -178,69 +179,6 @@ def load_data(config: dict, split: str) -> Images:
         pixels, labels = torch.tensor(data.data).permute(0, 2, 3, 1), torch.tensor(data.labels)
         return Images(pixels.contiguous(), labels.long(), [], list("0123456789"))
     return Images(torch.tensor(data.data), torch.tensor(data.targets), [], list(data.classes))
-
-
-def list_folder(config: dict, split: str):
-    """torchvision's ImageFolder of DIR/train, or of DIR/test or DIR/val, which is checked, too. It reads no image."""
-    from torchvision.datasets import ImageFolder, folder
-
-    places = [Path(config["data"]) / name for name in (["train"] if split == "train" else ["test", "val"])]
-    place = next((place for place in places if place.is_dir()), None)
-    if place is None:
-        raise ValueError(f"no folder {places[0]}: --data DIR wants DIR/{{train,test}}/CLASS/ with image files")
-    endings = (*folder.IMG_EXTENSIONS, ".gif")  # torchvision's own leave out GIF
-    data = ImageFolder(place, is_valid_file=lambda path: path.lower().endswith(endings))
-    if len(data.classes) < 2:
-        raise ValueError(f"{place} has one class, {data.classes[0]}; a classifier needs two at least")
-    if split == "test" and data.classes != list_folder(config, "train").classes:
-        raise ValueError(
-            f"{config['data']}: the classes of train and test differ; of {place}: {', '.join(data.classes)}"
-        )
-    return data
-
-
-class Files(torch.utils.data.Dataset):
-    """Image files of a role. An item (index, place) is augmented with the randomness of its place."""
-
-    def __init__(self, files: list, config: dict, role: str):
-        from torchvision.transforms import v2
-
-        self.files, size, imagenet = files, config["image_size"], config["stem"] == "imagenet"
-        if imagenet and role in ("weights", "architecture", "retrain"):
-            jitter = [v2.ColorJitter(0.4, 0.4, 0.4, 0.2)] if role == "retrain" else []
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *jitter]
-        else:
-            side = size * 256 // 224 if imagenet else size  # of the shorter side; a long strip is padded
-            steps = [v2.Resize(side, max_size=8 * side), v2.CenterCrop(size)]
-        self.transform = v2.Compose([*steps, v2.PILToTensor()])
-
-    def read(self, path: str) -> Tensor:
-        """uint8 (size, size, 3), RGB."""
-        from numpy import asarray
-        from PIL import Image
-
-        try:
-            with Image.open(path, formats=FORMATS) as file:
-                if file.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
-                    file = Image.fromarray((asarray(file) >> 8).clip(0, 255).astype("uint8"))
-                return self.transform(file.convert("RGB")).permute(1, 2, 0)
-        except Exception as error:  # whatever Pillow makes of a broken file
-            raise ValueError(f"{path} is no readable image: {first_line(error)}") from None
-
-    def __getitem__(self, item) -> Tensor:
-        index, place = item
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(keyed(*place, index).initial_seed())
-            return self.read(self.files[index])
-
-
-def read_images(files: list, config: dict) -> Tensor:
-    """uint8 (N, size, size, 3), read by threads, not augmented."""
-    pixels = torch.empty(len(files), config["image_size"], config["image_size"], 3, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:
-        for index, image in enumerate(pool.map(Files(files, config, "test").read, files)):
-            pixels[index] = image
-    return pixels
 
 
 def outlive_one_signal(worker: int) -> None:
@@ -272,21 +210,20 @@ class Stream:
             batches += self._batches(epoch, len(batches) // self.steps)
         batches = batches[start : steps.stop]
         places = [(self.config["seed"], self.role, epoch, step, self.rank) for step in steps]
-        settings, read = device_settings(self.device), None
+        read = None
         if self.images.pixels is None:
             items = [[(index, place) for index in batch.tolist()] for batch, place in zip(batches, places)]
+            from tools.folders import Files
+
             read = iter(torch.utils.data.DataLoader(
                 Files(self.images.files, self.config, self.role), batch_sampler=items,
                 num_workers=self.config["workers"], worker_init_fn=outlive_one_signal,
-                pin_memory=settings["pin_memory"],
+                pin_memory=on_cuda(self.device),
                 generator=torch.Generator(),  # its own, so that starting workers does not advance torch's default one
             ))  # fmt: skip
         for batch, place in zip(batches, places):
-            index, generator = batch.to(self.device, non_blocking=settings["non_blocking"]), keyed(*place)
-            if read is None:
-                pixels = self.images.pixels[index]
-            else:
-                pixels = next(read).to(self.device, non_blocking=settings["non_blocking"])
+            index, generator = to_device(batch, self.device), keyed(*place)
+            pixels = self.images.pixels[index] if read is None else to_device(next(read), self.device)
             if self.augment and self.config["stem"] != "imagenet":
                 pixels = crop_and_flip(pixels, generator)
             images = ((pixels.permute(0, 3, 1, 2).float() / 255) - self.mean) / self.std  # channels-last
@@ -317,8 +254,7 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.rand(count, 1, generator=generator) < 0.5
     line = torch.arange(size)
     columns = shift[1] + torch.where(flip, line.flip(0), line)  # (N, S)
-    non_blocking = device_settings(pixels.device)["non_blocking"]
-    place = torch.stack([shift[0] + line, columns]).to(pixels.device, non_blocking=non_blocking)
+    place = to_device(torch.stack([shift[0] + line, columns]), pixels.device)
     number = torch.arange(count, device=pixels.device)[:, None, None]
     padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
     return padded[number, place[0][:, :, None], place[1][:, None, :]]
@@ -327,8 +263,7 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """Sets a square of every image (N, 3, S, S) to 0, the mean. Its centre is any pixel."""
     count, size = len(images), images.shape[2]
-    non_blocking = device_settings(images.device)["non_blocking"]
-    centre = torch.randint(0, size, (2, count, 1), generator=generator).to(images.device, non_blocking=non_blocking)
+    centre = to_device(torch.randint(0, size, (2, count, 1), generator=generator), images.device)
     distance = torch.arange(size, device=images.device) - centre  # (2, N, S)
     near = (distance >= -(side // 2)) & (distance < side // 2)
     return images.masked_fill_((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
@@ -338,6 +273,8 @@ def statistics_of(images: Images, config: dict) -> tuple:
     """Mean and deviation per channel of the training pixels: the published ones, or computed in float64."""
     if config["dataset"] in STATISTICS:
         return STATISTICS[config["dataset"]]
+    if images.pixels is None:
+        from tools.folders import read_images
     total, squares, count = 0, 0, 0
     for numbers in torch.arange(len(images.labels)).split(1000):
         files = [images.files[number] for number in numbers] if images.pixels is None else []
@@ -367,7 +304,7 @@ def halves(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 # ----------------------------------------------------------------------------------------------------------------------
 # 3. The folder of a run
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # Settings that may change when a run is resumed: they do not change its result.
 FREE = set("resume out device workers data quiet save_minutes cache_gib retrain config table baseline".split())
 FREE |= {f"retrain_{name}" for name in RETRAIN_FLAGS}
@@ -403,44 +340,28 @@ class Run:
     def __init__(self, stage: str, config: dict):
         self.stage, self.config, self.device, self.folder = stage, config, set_up(config), Path(config["out"])
         self.rank, self.world = rank_and_world()
-        self.epoch, self.step, self.rows = 0, 0, []
-        self.whole, Stop.folder = False, None  # whole: last.pt can be read
+        self.epoch, self.step, self.rows, self.state = 0, 0, [], None
+        Stop.folder = None
         if Stop.signal:
             raise Interrupted
-        self.state = self._checkpoint()
-
-    def _checkpoint(self) -> dict | None:
-        """The newest whole checkpoint of a resumed run, or None. ValueError where the folder does not fit."""
-        paths = [path for path in (self.folder / "last.pt", self.folder / "previous.pt") if path.is_file()]
-        if (paths or (self.folder / "config.json").exists()) and not self.config["resume"]:
+        path = self.folder / "last.pt"
+        if (path.exists() or (self.folder / "config.json").exists()) and not config["resume"]:
             raise ValueError(f"{self.folder} holds a run already; --resume goes on with it, --out names another")
-        problems = []
-        for path in paths:
-            try:
-                state = load_checkpoint(path, self.stage)
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            old, new = state["settings"] | {"processes": state["world"]}, self.config | {"processes": self.world}
+        if path.exists():
+            self.state = load_checkpoint(path, stage)
+            old, new = self.state["settings"] | {"processes": self.state["world"]}, config | {"processes": self.world}
             changed = [name for name in sorted(new.keys() - FREE) if old.get(name) != new[name]]
             if changed:
                 text = ", ".join(f"--{name.replace('_', '-')} {old.get(name)} (now {new[name]})" for name in changed)
                 raise ValueError(f"{path} was made with {text}; resume with the same, or use another --out")
-            if problems:
-                print(f"{problems[0]}; going on from {path}", file=sys.stderr)
-            self.whole = path.name == "last.pt"
-            return state
-        if problems:
-            raise ValueError("; ".join(problems) + "; start anew with another --out")
-        return None
 
     def start(self, command: list[str], text: str, parts: dict, names: tuple, steps: int, **about):
         """Writes config.json, logs `text`, and goes on from the checkpoint, if there is one.
 
         parts: what has a state_dict. names: of the numbers of a step. steps: of an epoch. about: more to save.
         """
-        self.parts, self.names, self.steps, self.about, self.unchecked = parts, names, steps, about, None
-        self.sums = torch.zeros(len(names) + 1, device=self.device)  # the last one counts skipped steps
+        self.parts, self.names, self.steps, self.about = parts, names, steps, about
+        self.sums = torch.zeros(2, len(names), device=self.device)  # of the numbers; how often each was not finite
         cuda, threads = self.device.type == "cuda", torch.get_num_threads()
         text += f", seed {self.config['seed']}, on "
         text += torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {threads} threads"
@@ -453,44 +374,44 @@ class Run:
             content = json.dumps(content | dict(versions=versions()), indent=1) + "\n"
             genotypes.write(self.folder / "config.json", content.encode())
         self.log(text)
-        if state := self.state:
-            try:
-                for name, part in parts.items():
-                    saved = state[name]
-                    if isinstance(part, torch.optim.Optimizer):  # the groups are this device's: fused or not
-                        saved = saved | {"param_groups": part.state_dict()["param_groups"]}
-                    part.load_state_dict(saved)
-                self.sums.copy_(state["totals"])
-                torch.set_rng_state(state["rng"])
-            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-                raise ValueError(f"{self.folder} holds a checkpoint of another network: {first_line(error)}") from None
-            self.epoch, self.step, self.rows = state["epoch"], state["step"], state["rows"]
+        if self.state:
+            self._restore(self.state)
             place = f"resumed at epoch {self.epoch + 1}, step {self.step + 1}"
             self.log("already finished" if self.epoch >= self.config["epochs"] else place)
         self.left, self.done, self.images = (self.config["epochs"] - self.epoch) * steps - self.step, 0, 0
         self.begin = self.epoch_begin = self.saved = time.perf_counter()
         Stop.folder = self.folder
 
-    def add(self, images: int, **numbers: Tensor) -> None:
-        """Counts a step of so many images. Saves if it is time. Raises NumbersError, and Interrupted after a signal.
+    def _restore(self, state: dict) -> None:
+        try:
+            for name, part in self.parts.items():
+                saved = state[name]
+                if isinstance(part, torch.optim.Optimizer):  # the groups are this device's: fused or not
+                    saved = saved | {"param_groups": part.state_dict()["param_groups"]}
+                part.load_state_dict(saved)
+            self.sums.copy_(state["totals"])
+            torch.set_rng_state(state["rng"])
+            self.epoch, self.step, self.rows = int(state["epoch"]), int(state["step"]), [dict(r) for r in state["rows"]]
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{self.folder} holds a checkpoint of another network: {first_line(error)}") from None
 
-        The numbers travel to the host while the next step is computed, and are checked then: the device never waits.
+    def add(self, images: int, **numbers: Tensor) -> None:
+        """Counts a step of so many images. Saves if it is time. Raises Interrupted after a signal.
+
+        The numbers stay on the device, which so never waits; every 50 steps they are checked.
         """
         self.step, self.images, self.done, self.left = self.step + 1, self.images + images, self.done + 1, self.left - 1
-        place = f"epoch {self.epoch + 1}/{self.config['epochs']}, step {self.step}/{self.steps}"
         values = torch.stack([numbers[name].detach().float() for name in self.names])
-        self.sums += torch.cat([values.nan_to_num(0, 0, 0), ~values.isfinite().all()[None]])
-        host = values.to("cpu", non_blocking=device_settings(self.device)["non_blocking"])
-        copied = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
-        self.check()  # the step before
-        self.unchecked = place, host, copied
+        self.sums += torch.stack([values.nan_to_num(0, 0, 0), (~values.isfinite()).float()])
         now = time.perf_counter()
         if self.done == 1:
             self.begin = now  # the first step also warms up
         if self.done == 4:
             self.log(f"about {self.time_left()} left; peak memory {peak_mib(self.device):.0f} MiB")
-        if self.rank == 0 and not self.config["quiet"] and sys.stdout.isatty():
-            print(f"\r\033[K{place}, {self.time_left()} left", end="", flush=True)  # the next line replaces it
+        if self.done % 50 == 0:
+            self.check()
+        if self.rank == 0 and not self.config["quiet"] and sys.stdout.isatty():  # the next line replaces it
+            print(f"\r\033[K{self.place()}, {self.time_left()} left", end="", flush=True)
         if self.world > 1:  # every rank learns of a signal at the same step
             number = torch.tensor([Stop.signal or 0])  # on the CPU: nobody waits for the device
             dist.all_reduce(number, op=dist.ReduceOp.MAX)
@@ -500,23 +421,23 @@ class Run:
             if Stop.signal:
                 raise Interrupted
 
+    def place(self) -> str:
+        return f"epoch {self.epoch + 1}/{self.config['epochs']}, step {self.step}/{self.steps}"
+
     def check(self) -> None:
-        """Raises NumbersError if a number of the last step is not finite."""
-        if self.unchecked is None:
-            return
-        (place, host, copied), self.unchecked = self.unchecked, None
-        if copied is not None:
-            copied.synchronize()
-        scaled = self.parts["scaler"].is_enabled()  # it skips a step whose gradient is not finite
-        for name, value in zip(self.names, host.tolist()):
-            if not math.isfinite(value) and not (scaled and name.startswith("gradient")):
-                text = f"{place}: {name.replace('_', ' ')} is not finite; lower --lr or --clip, or go without --amp"
-                raise NumbersError(text)
+        """Raises NumbersError if a number of this epoch was not finite; gradients that loss scaling skips may be."""
+        scaled = self.parts["scaler"].is_enabled()
+        for name, count in zip(self.names, self.sums[1].tolist()):
+            if count and not (scaled and name.startswith("gradient")):
+                hint = "is not finite; lower --lr or --clip, or go without --amp"
+                raise NumbersError(f"{self.place()}: {name.replace('_', ' ')} {hint}")
 
     def means(self) -> dict:
-        """The means of a step's numbers over this epoch."""
+        """The means of a step's numbers over this epoch, and how many steps loss scaling skipped."""
         self.check()
-        return dict(zip((*self.names, "skipped"), (self.sums / self.steps).tolist()))
+        sums, bad = self.sums.tolist()
+        means = {name: total / self.steps for name, total in zip(self.names, sums)}
+        return means | dict(skipped=round(sum(bad)))
 
     def end_epoch(self, row: dict) -> str:
         """Writes a row of metrics.csv and a checkpoint. Returns the end of the epoch's line in the log."""
@@ -534,9 +455,9 @@ class Run:
             writer.writerows(self.rows)
             genotypes.write(self.folder / "metrics.csv", text.getvalue().encode())
         self.save()
-        skipped = f"{round(row['skipped'] * self.steps)} of {self.steps} steps skipped by loss scaling, "
+        skipped = f"{row['skipped']} updates skipped by loss scaling, " if row["skipped"] else ""
         shown = f"{speed:.0f}" if speed else "-"
-        return f"{skipped if row['skipped'] else ''}{shown} images/s, {peak:.0f} MiB, {self.time_left()} left"
+        return f"{skipped}{shown} images/s, {peak:.0f} MiB, {self.time_left()} left"
 
     def time_left(self) -> str:
         seconds = (time.perf_counter() - self.begin) / max(1, self.done - 1) * self.left
@@ -544,21 +465,16 @@ class Run:
         return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
 
     def save(self) -> None:
-        """Writes last.pt and keeps the one before as previous.pt."""
-        self.check()  # a checkpoint holds no number that went wrong
+        """Writes last.pt, unless a number went wrong."""
+        self.check()
         self.saved = time.perf_counter()
-        if self.rank:
-            return
-        state = {name: part.state_dict() for name, part in self.parts.items()} | self.about
-        state |= dict(format=CHECKPOINT_FORMAT, stage=self.stage, settings=self.config, world=self.world)
-        state |= dict(epoch=self.epoch, step=self.step, rows=self.rows, totals=self.sums, rng=torch.get_rng_state())
-        content, last, new = io.BytesIO(), self.folder / "last.pt", self.folder / ".last.pt.tmp"
-        torch.save(state, content)
-        genotypes.write(new, content.getvalue())
-        if self.whole:  # a broken one does not replace the one before
-            os.replace(last, self.folder / "previous.pt")
-        os.replace(new, last)
-        self.whole = True
+        if self.rank == 0:
+            state = {name: part.state_dict() for name, part in self.parts.items()} | self.about
+            state |= dict(format=CHECKPOINT_FORMAT, stage=self.stage, settings=self.config, world=self.world)
+            state |= dict(epoch=self.epoch, step=self.step, rows=self.rows, totals=self.sums, rng=torch.get_rng_state())
+            content = io.BytesIO()
+            torch.save(state, content)
+            genotypes.write(self.folder / "last.pt", content.getvalue())
 
     def write_genotype(self, genotype, **more) -> None:
         if self.rank == 0:
@@ -627,10 +543,13 @@ def first_line(error: BaseException) -> str:
 # 4. Search
 
 
-def device_settings(device: torch.device) -> dict:
-    """What a kind of device gets: fused optimizers, and copies to it that do not wait."""
-    cuda = device.type == "cuda"
-    return dict(fused=cuda, pin_memory=cuda, non_blocking=cuda)
+def on_cuda(device: torch.device) -> bool:
+    """Only there optimizers are fused, batches pinned, and copies to the device do not wait."""
+    return device.type == "cuda"
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    return x.to(device, non_blocking=on_cuda(device))
 
 
 def set_up(config: dict) -> torch.device:
@@ -711,19 +630,11 @@ def evaluate(predict, stream: Stream) -> tuple[float, float]:
     return loss / count, 100 * correct / count
 
 
-def space_of(config: dict) -> rome.Space:
-    space = rome.SPACES[config["space"]]
-    if config["one_shot_ops"] == "table":  # the op set of NAS-Bench-1Shot1's table: a 1x1 convolution, no skip
-        row = ("maxpool3x3", "conv3x3-bn-relu", "conv1x1-bn-relu")
-        return space._replace(ops={"cell": (row,) * len(space.ops["cell"])})
-    return space
-
-
 def build_search(config: dict, classes: int, device: torch.device, place: list) -> tuple:
     """Supernet, architect, and the two optimizers. place: [epoch, step], which key the samples."""
     reseed(config, "weights of the supernet")
     net = rome.Supernet(
-        space_of(config), config["channels"], config["cells"], classes, METHODS[config["method"]], config["recompute"],
+        config["space"], config["channels"], config["cells"], classes, METHODS[config["method"]], config["recompute"],
         imagenet=config["stem"] == "imagenet",
     ).to(device)  # fmt: skip
     for p in net.parameters() if dist.is_initialized() else ():  # ranks start from the same numbers
@@ -734,11 +645,10 @@ def build_search(config: dict, classes: int, device: torch.device, place: list) 
         architecture_clip=config["alpha_clip"] or None, architecture_reduction=config["alpha_reduction"],
         weight_reduction=config["theta_reduction"], autocast=precision(config, device),
     )  # fmt: skip
-    fused = device_settings(device)["fused"]
-    sgd = make_sgd(net.weights(), config, fused)
+    sgd = make_sgd(net.weights(), config, on_cuda(device))
     adam = torch.optim.Adam(
         net.architecture_parameters(), config["alpha_lr"], (0.5, 0.999), weight_decay=config["alpha_weight_decay"],
-        fused=fused,
+        fused=on_cuda(device),
     )  # fmt: skip
     return net, architect, sgd, adam
 
@@ -810,10 +720,8 @@ def search(config: dict, command: list[str]):
             place[:] = epoch, step
             reseed(config, epoch, step)
             # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
-            loss_alpha = norm_alpha = torch.zeros((), device=device)
-            if epoch >= config["warmup"]:
-                loss_alpha = architect.architecture_step(x_s, y_s, tau, adam)
-                norm_alpha = architect.gradient_norm
+            loss_alpha = architect.architecture_step(x_s, y_s, tau, adam)
+            norm_alpha = architect.gradient_norm
             loss_theta = architect.weight_step(x_t, y_t, tau, sgd)
             norm = architect.gradient_norm
             run.add(
@@ -845,11 +753,10 @@ def search(config: dict, command: list[str]):
         run.log(text + "this cell is close to a random draw; run more steps or raise --alpha-lr")
     run.log(f"files in {run.folder}: genotype.json, cells.svg, metrics.csv, last.pt")
     if not config["retrain"]:
-        settings = configure("retrain", retrain_settings(config, genotype))
+        settings = retrain_config(config, genotype)
         parameters, operations = size_of(build_network(genotype, settings, classes), settings["image_size"])
-        words = shlex.join(
-            ["python", os.path.relpath(__file__), "search", "--out", str(run.folder), "--resume", "--retrain"]
-        )
+        words = ["python", START, *(["search"] if PROGRAM != "rome.py" else [])]
+        words = shlex.join([*words, "--out", str(run.folder), "--resume", "--retrain"])
         run.log(
             f"next: {words}\n  {settings['cells']} cells, {settings['channels']} channels, {parameters / 1e6:.3f} M "
             f"parameters, {operations / 1e6:.1f} M multiply-adds an image, for {settings['epochs']} epochs"
@@ -891,7 +798,7 @@ def retrain(config: dict, command: list[str]) -> float:
 
     reseed(config, "weights of the network")
     network = build_network(genotype, config, classes).to(device)
-    sgd, dtype = make_sgd(network.parameters(), config, device_settings(device)["fused"]), precision(config, device)
+    sgd, dtype = make_sgd(network.parameters(), config, on_cuda(device)), precision(config, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     parts = dict(network=network, sgd=sgd, scaler=scaler)
     names, steps = ("loss_train", "accuracy_train", "gradient_norm"), config["steps_per_epoch"] or train_data.steps
@@ -951,14 +858,22 @@ def retrain(config: dict, command: list[str]) -> float:
     return accuracy
 
 
+def load_network(path: str | Path) -> tuple[rome.Network, dict]:
+    """The trained network of a retrain's last.pt, in evaluation mode, and the checkpoint: its "classes", the images'
+    "statistics" (mean and deviation), and its "settings"."""
+    state = load_checkpoint(Path(path), "retrain")
+    network = build_network(genotypes.load(state["settings"]["genotype"]), state["settings"], len(state["classes"]))
+    network.load_state_dict(state["network"])
+    return network.eval(), state
+
+
 def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
     """Retrains the found cell and --baseline random ones by one protocol; prints their accuracies."""
-    settings, random = retrain_settings(config, genotype), []
-    found = retrain(configure("retrain", settings), command)
+    found, random = retrain(retrain_config(config, genotype), command), []
     for number in range(1, config["baseline"] + 1):
-        cell = genotypes.random_cell(space_of(config), keyed(config["seed"], "random cell", number))
-        more = dict(genotype=str(cell), out=str(Path(config["out"]) / f"random-{number}"))
-        random.append(retrain(configure("retrain", settings | more), command))
+        cell = genotypes.random_cell(config["space"], keyed(config["seed"], "random cell", number))
+        out = str(Path(config["out"]) / f"random-{number}")
+        random.append(retrain(retrain_config(config, cell, out=out), command))
     if not random:
         return
     spread = f" ± {statistics.stdev(random):.2f} (n - 1)" if len(random) > 1 else ""
@@ -972,30 +887,6 @@ def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
         text += f"\n  linear model {linear:13.2f} on the same pixels"
     if rank_and_world()[0] == 0 and not config["quiet"]:
         print(text)
-
-
-def load_network(path: str | Path) -> tuple[rome.Network, dict]:
-    """The trained network of a retrain's last.pt, in evaluation mode, and the checkpoint: its "classes", the images'
-    "statistics" (mean and deviation), and its "settings"."""
-    state = load_checkpoint(Path(path), "retrain")
-    space_name(state["settings"]["space"])  # it may have a user's own operations
-    genotype = genotypes.load(state["settings"]["genotype"])
-    network = build_network(genotype, state["settings"], len(state["classes"]))
-    network.load_state_dict(state["network"])
-    return network.eval(), state
-
-
-@torch.no_grad()
-def predict(run: str, images: list[str]) -> None:
-    """Prints the most probable class of every image, and its probability, by the network that RUN retrained."""
-    path = Path(run) / "retrain" / "last.pt"
-    network, state = load_network(path if path.exists() else Path(run) / "last.pt")
-    mean, deviation = torch.tensor(state["statistics"])
-    files = Files(images, state["settings"], "test")
-    for name in images:
-        image = ((files.read(name).float() / 255 - mean) / deviation).permute(2, 0, 1)
-        probability, label = network(image[None])[0].softmax(1)[0].max(0)
-        print(f"{name}  {state['classes'][label]}  {probability:.4f}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1020,7 +911,7 @@ AMOUNT, RATE, SHARE = number(float, 0), number(float, 1e-9), number(float, 0, 1)
 # Stages (s: search, r: retrain), name, kind, default, help. kind: bool, a tuple of choices, the metavar of a text, or
 # the parser of a number. Where the default is None here, the protocol or `configure` has one, or there is none.
 FLAGS = [
-    ("sr", "space", "SPACE", None, "default: darts, or the genotype's; FILE.py:NAME takes the Space NAME of FILE.py"),
+    ("sr", "space", "SPACE", None, "a name in rome.SPACES [darts, or the genotype's]"),
     ("r", "genotype", "NAME|FILE|TEXT", None, "published name, JSON file, or printed genotype"),
     ("sr", "dataset", "NAME", None, f"one of {', '.join(DATASETS)} [cifar10]; folder: DIR/{{train,test}}/CLASS/*"),
     ("sr", "data", "DIR", "data", "where the images are, or are downloaded to"),
@@ -1057,11 +948,9 @@ FLAGS = [
     ("s", "alpha_reduction", ("mean", "sum"), "mean", "over the K gradients of alpha and beta, Eq. 11"),
     ("s", "tau_max", RATE, None, "temperature of the first epoch"),
     ("s", "tau_min", RATE, None, "temperature of the last epoch"),
-    ("s", "warmup", COUNT, None, "epochs before alpha and beta move"),
     ("s", "fraction", number(float, 1e-9, 0.5), None, "of every class, for each of two halves"),
     ("s", "derive", ("joint", "sequential", "exact"), "joint", "argmax of Eq. 9; or beta first"),
     ("s", "evaluation_images", COUNT, 2000, "of the supernet accuracy; 0: all of alpha's"),
-    ("s", "one_shot_ops", ("paper", "table"), "paper", "op set of the 1shot1 spaces"),
     ("s", "table", "FILE", None, "CSV of NAS-Bench-201: log the derived cell's true accuracy"),
     ("sr", "seed", COUNT, 0, "of everything random"),
     ("sr", "device", ("auto", "cpu", "cuda", "mps"), "auto", "where to compute"),
@@ -1145,30 +1034,11 @@ def words_of(settings: dict) -> list[str]:
     return words
 
 
-def space_name(text: str) -> str:
-    """A name in rome.SPACES. FILE.py:NAME runs FILE.py, a user's own, and adds its rome.Space NAME under that name."""
-    path, _, name = text.rpartition(":")
-    if not path.endswith(".py"):
-        return text
-    path = Path(path).resolve()
-    text = f"{path}:{name}"
-    if text not in rome.SPACES:
-        try:
-            space = runpy.run_path(str(path))[name]
-            rome.check_space(space)
-        except Exception as error:  # whatever the user's file raises
-            raise ValueError(f"--space {path}: {type(error).__name__}: {first_line(error)}") from None
-        rome.SPACES[text] = space
-    return text
-
-
 def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
     """The whole configuration of "search" or "retrain": protocol < --quick < settings < words of a command line."""
     given = vars(make_parser().parse_args([stage, *words_of(settings), *words]))
     del given["command"]
     quick, source = given.get("quick", False), given.get("genotype")
-    if "space" in given:
-        given["space"] = space_name(given["space"])  # first, since a genotype may have its operations
     home = home_space(source) if stage == "retrain" else "s2" if quick else "darts"
     space, dataset = given.setdefault("space", home), given.setdefault("dataset", "shapes" if quick else "cifar10")
     for flag, name, names in (("--space", space, rome.SPACES), ("--dataset", dataset, DATASETS)):
@@ -1192,7 +1062,7 @@ def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
     if stage == "retrain":
         if rome.SPACES[home].family != rome.SPACES[space].family:
             raise ValueError(f"--space {space} is not of the genotype's family, {rome.SPACES[home].family}")
-        config["genotype"] = str(genotypes.load(source, space if ".py:" in space else None))
+        config["genotype"] = str(genotypes.load(source))
     config["out"] = config["out"] or default_folder(config, usual, source)
     return config
 
@@ -1218,7 +1088,6 @@ def refuse_contradictions(config: dict, row: dict) -> None:
             "--baseline has no effect without --retrain": c.baseline and c.retrain is None,
             "--samples has no effect beside --samples-alpha and --samples-theta": replaced,
             "--equal-passes sets the epochs": c.equal_passes and c.epochs != row["epochs"],
-            "--one-shot-ops is for the 1shot1 spaces": c.one_shot_ops == "table" and family != "1shot1",
             "--table is for nb201": c.table and family != "nb201",
             "--derive has no effect beside --method gdas": c.method == "gdas" and c.derive != "joint",
             "--method gdas is not for the 1shot1 spaces": c.method == "gdas" and family == "1shot1",
@@ -1235,20 +1104,19 @@ def home_space(source: str | None) -> str:
     named = ""
     with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         if Path(source).is_file():
-            named = json.loads(Path(source).read_bytes()).get("space")  # its FILE.py is not run
+            named = json.loads(Path(source).read_bytes()).get("space")
     family = rome.family_of(genotypes.load(source))
     related = [name for name, space in rome.SPACES.items() if rome.FAMILIES[space.family] is family]
     return named if named in related else related[0]
 
 
-def default_folder(config: dict, usual: dict, label: str | None) -> str:
-    """runs/..., named after what differs from the protocol. label: of a retrain, the genotype as it was given."""
-    if label:
-        name = Path(label[:200]).parent.name if label.endswith("genotype.json") else label
-        if label not in genotypes.PUBLISHED and name == label:
-            name = f"cell-{hashlib.blake2b(config['genotype'].encode(), digest_size=3).hexdigest()}"
+def default_folder(config: dict, usual: dict, source: str | None) -> str:
+    """runs/..., named after what differs from the protocol. source: of a retrain, the genotype as it was given."""
+    if source:
+        cell = hashlib.blake2b(config["genotype"].encode(), digest_size=3).hexdigest()
+        name = source if source in genotypes.PUBLISHED else f"cell-{cell}"
         return f"runs/retrain-{name}-{config['dataset']}-s{config['seed']}"
-    name = "-".join([Path(config["space"]).name.replace(".py:", "-"), config["dataset"], config["method"]])
+    name = f"{config['space']}-{config['dataset']}-{config['method']}"
     alpha, theta = config["samples_alpha"], config["samples_theta"]
     if {alpha, theta} != {1 if config["method"] == "gdas" else usual["samples"]}:
         name += f"-k{alpha}" if alpha == theta else f"-k{alpha}.{theta}"
@@ -1256,12 +1124,13 @@ def default_folder(config: dict, usual: dict, label: str | None) -> str:
     return f"runs/{name}-s{config['seed']}"
 
 
-def retrain_settings(config: dict, genotype) -> dict:
-    """The settings of the retrain that follows a search."""
+def retrain_config(config: dict, genotype, **more) -> dict:
+    """The configuration of a retrain that follows a search."""
     shared = "space dataset data image_size stem seed device amp deterministic workers cache_gib save_minutes resume"
     settings = {name: config[name] for name in (*shared.split(), "quick", "quiet")}
     settings |= {name: config[f"retrain_{name}"] for name in RETRAIN_FLAGS if config[f"retrain_{name}"] is not None}
-    return settings | dict(genotype=str(genotype), out=str(Path(config["out"]) / "retrain"))
+    settings |= dict(genotype=str(genotype), out=str(Path(config["out"]) / "retrain"))
+    return configure("retrain", settings | more)
 
 
 def stored_settings(path: Path, stage: str) -> dict:
@@ -1291,9 +1160,10 @@ def run_stage(stage: str, words: list[str]) -> None:
     if stage == "retrain":
         retrain(config, command)
         return
-    any_cell = genotypes.random_cell(space_of(config))
-    configure("retrain", retrain_settings(config, any_cell))  # what is wrong there is said before the search
+    retrain_config(config, genotypes.random_cell(config["space"]))  # what is wrong there is said before the search
     if config["retrain"] and config["dataset"] in FOLDERS:
+        from tools.folders import list_folder
+
         list_folder(config, "test")
     genotype = search(config, command)
     if config["retrain"]:
@@ -1311,6 +1181,8 @@ def main(argv: list[str] | None = None) -> int:
         if command in ("search", "retrain"):
             run_stage(command, words[1:])
         elif command == "predict":
+            from tools.predict import predict
+
             predict(**args)
         else:
             from tools import report

@@ -263,7 +263,7 @@ def search_rows(name, device, clock, quick, rounds, samples, dtype, recompute) -
 def retrain_rows(name, config, device, clock, rounds) -> list[dict]:
     images, labels = batch(config["batch_size"], device=device)
     model = train.build_network(genotypes.load(config["genotype"]), config, 10).to(device)
-    sgd = train.make_sgd(model.parameters(), config, train.device_settings(device)["fused"])
+    sgd = train.make_sgd(model.parameters(), config, train.on_cuda(device))
     run = torch.compile(model, dynamic=False) if name == "compiled" else model
 
     def step(_):
