@@ -1,7 +1,6 @@
 """Cells as data: the published ones by name; read, check, write and draw any cell, or choose one at random.
 
-A genotype is a rome.Genotype (DARTS), a rome.OneShotGenotype, or NAS-Bench-201's string. `load` and `check` return it
-in canonical form, so that equal cells compare equal.
+A genotype is a rome.Genotype (DARTS), a rome.OneShotGenotype, or NAS-Bench-201's string. Equal cells compare equal.
 """
 
 import ast
@@ -16,16 +15,15 @@ import rome
 from rome import Genotype, OneShotGenotype
 
 KINDS = {"darts": Genotype, "1shot1": OneShotGenotype, "nb201": str}
-SCHEMA, LARGEST, MOST_NODES = 1, 1 << 20, 16  # version of the JSON files, bytes that are read, nodes of a cell
+SCHEMA = 1  # version of the JSON files
 # An operation of a user's own counts as one with parameters unless it is added here.
 PARAMETER_FREE = {"skip_connect", "max_pool_3x3", "avg_pool_3x3", "noise", "none", "skip-connect", "maxpool3x3"}
 
 # [NAME =] [rome.]Genotype(...), with nothing but brackets, digits, names of fields and quoted words inside.
 PRINTED = r"(?:\w+ *= *)?(?:\w+\.)?((?:OneShot)?Genotype\s*\((?:[\s\[\](),\d]|\b[a-z_]+ *=|'[\w-]*'|\"[\w-]*\")*\))"
 
-# The published cells: "operation input", a bar between two nodes; first the normal, then the reduction cell. From the
-# authors' code: DARTS (first and second order) quark0/darts, PC-DARTS (searched on CIFAR-10, on ImageNet)
-# yuhuixu1993/PC-DARTS, P-DARTS chenxin061/pdarts, GDAS D-X-Y/GDAS.
+# The published cells: "operation input", a bar between two nodes; the normal cell above the reduction cell. From the
+# authors' code: quark0/darts, yuhuixu1993/PC-DARTS (found on CIFAR-10, on ImageNet), chenxin061/pdarts, D-X-Y/GDAS.
 _SHORT = {"skip": "skip_connect", "max": "max_pool_3x3", "avg": "avg_pool_3x3", "sep3": "sep_conv_3x3"}
 _SHORT |= {"sep5": "sep_conv_5x5", "dil3": "dil_conv_3x3", "dil5": "dil_conv_5x5"}
 _TABLE = """
@@ -79,16 +77,16 @@ def _graph(genotype):
 
 
 def _space(space):
-    known = ", ".join(rome.SPACES)
-    _require(not isinstance(space, str) or space in rome.SPACES, f"no space {space!r:.80}; known: {known}")
-    return rome.SPACES[space] if isinstance(space, str) else space
+    if not isinstance(space, str):
+        return space
+    _require(space in rome.SPACES, f"no space {space!r:.80}; known: {', '.join(rome.SPACES)}")
+    return rome.SPACES[space]
 
 
 def check(genotype, space=None):
     """The genotype in canonical form; a ValueError says which cell, node and entry is wrong.
 
-    space: a name in rome.SPACES or a rome.Space, in which the genotype must lie. Without it any operation of the
-    genotype's family may stand anywhere.
+    space: a name in rome.SPACES or a rome.Space. Without it any operation of the family may stand anywhere.
     """
     kind, space = _kind(genotype), _space(space)
     _require(space is None or kind == space.family, f"a genotype of the family {kind} is not in this space")
@@ -99,11 +97,11 @@ def check(genotype, space=None):
         graph = _graph(genotype)
     except (TypeError, ValueError):
         raise ValueError(f"the lists of this genotype do not fit together: {genotype!r:.200}") from None
-    family, most = rome.FAMILIES[kind], len(space.picks) if space else MOST_NODES
-    start, end = family.cell_inputs, int(kind == "darts")  # of the cell's nodes, which DARTS's output is not
+    family, start = rome.FAMILIES[kind], rome.FAMILIES[kind].cell_inputs
     for cell, nodes in graph.items():
-        number, least, edge = len(nodes) - start - end, most if space else 1, 0  # edge: the node's first one
-        _require(least <= number <= most, f"{cell}: expected {least} to {most} nodes, not {number}")
+        number, edge = len(nodes) - start - int(kind == "darts"), 0  # edge: the node's first one
+        if space:
+            _require(number == len(space.picks), f"{cell}: expected {len(space.picks)} nodes, not {number}")
         for j, (name, on, edges) in enumerate(nodes[start:], start):
             where, inputs, is_output = f"{cell}, {name}", [i for _, i in edges], name == "c_k"
             first = 2 if is_output and kind == "darts" else 0
@@ -129,10 +127,7 @@ def check(genotype, space=None):
 
 
 def random_cell(space, generator=None):
-    """A cell of a space, each with the same probability.
-
-    space: a name in rome.SPACES or a rome.Space. generator: a torch.Generator; without one, torch's own.
-    """
+    """A cell of a space, each with the same probability. generator: a torch.Generator; without one, torch's own."""
 
     def choose(n, k):  # the places of the k largest of n independent draws
         return sorted(rome.gumbel_noise(n, generator).topk(k).indices.tolist())
@@ -162,9 +157,9 @@ def _from_json(text):
 
 
 def _parse(text, space):
-    text = text.strip()
+    text, readers = text.strip(), {"{": _from_json, "|": str}
     try:
-        genotype = _from_json(text) if text[:1] == "{" else text if text[:1] == "|" else _from_python(text)
+        genotype = readers.get(text[:1], _from_python)(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not complete JSON: {error}") from None
     except (AttributeError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -174,10 +169,7 @@ def _parse(text, space):
 
 
 def load(source, space=None):
-    """The genotype of a published name, a file, or JSON or printed text; otherwise a ValueError of one line.
-
-    space: as for `check`.
-    """
+    """The genotype of a published name, a file, or JSON or printed text; else a ValueError. space: as for `check`."""
     _require(isinstance(source, (str, os.PathLike)), f"expected a name, a path or text, not {source!r:.80}")
     if source in PUBLISHED:
         return check(PUBLISHED[source], space)
@@ -186,10 +178,7 @@ def load(source, space=None):
     try:
         known = f"no published cell ({', '.join(PUBLISHED)}) and no file; a run's cell is in RUN/genotype.json"
         _require(os.path.isfile(source), known)
-        with open(source, "rb") as file:
-            data = file.read(LARGEST + 1)
-        _require(len(data) <= LARGEST, f"larger than {LARGEST} bytes, so not a genotype")
-        return _parse(data.decode("utf-8-sig"), space)
+        return _parse(Path(source).read_text("utf-8-sig"), space)
     except (OSError, ValueError) as error:
         raise ValueError(f"{os.fspath(source)!r:.100}: {error}") from None
 
@@ -217,10 +206,7 @@ def save(genotype, path, **extra):
 
 
 def _ops(nodes):
-    ops = []
-    for _, on, edges in nodes:
-        ops += [on, *(op for op, _ in edges)]
-    return [op for op in ops if op not in ("", "concat")]
+    return [on for _, on, _ in nodes] + [op for _, _, edges in nodes for op, _ in edges]
 
 
 def parameter_free(genotype):
@@ -241,59 +227,52 @@ def describe(genotype):
     return "\n".join(lines)
 
 
-_COLOUR = {"sep": "#2563a8", "nor": "#2563a8", "con": "#2563a8", "dil": "#6f42ab", "max": "#1b7a5e", "avg": "#1b7a5e"}
-_COLOUR |= {"ski": "#b35a06", "noi": "#b0304f", "non": "#747b84", "": "#8b9199"}  # by an operation's first letters
-_INK, _PAPER, _OWN, _GREY = "#22272e", "#fcfcfa", "#2f6f7e", "#8b9199"
+_BLUE, _GREEN, _INK, _PAPER, _GREY = "#2563a8", "#1b7a5e", "#22272e", "#fcfcfa", "#7c838c"  # grey: any other op
+_COLOUR = dict(sep=_BLUE, nor=_BLUE, con=_BLUE, dil="#6f42ab", max=_GREEN, avg=_GREEN, ski="#b35a06", noi="#b0304f")
 
 
 def _layout(genotype):
-    """Width, height, lines (colour, points) and boxes (x, y, width, height, fill, edge, ink, text), in pixels.
+    """Width, height, lines (colour, points) and boxes (x, y, width, height, fill, ink, text), in pixels.
 
-    Every edge has a row of its own. A node stands to the right of its rows. A line down from it feeds later rows; a dot
-    marks each place where a row leaves that line.
+    Every edge has a row of its own, left of its node. It starts at a dot on the line that runs down from its input.
     """
     graph, free, lines, boxes, y = _graph(check(genotype)), parameter_free(genotype), [], [], 0
-    pill = max(108, 22 + int(7.2 * max(len(op) for nodes in graph.values() for op in _ops(nodes))))
+    pill = 22 + int(7.2 * max(len(op) for nodes in graph.values() for op in _ops(nodes)))  # width of an operation
     for cell, nodes in graph.items():
         title = f"{cell}, parameter-free ops: {free[cell]}"
-        boxes.append((22 + 3.6 * len(title), y + 22, 0, 0, _PAPER, _PAPER, _INK, title))
+        boxes.append((22 + 3.6 * len(title), y + 22, 0, 0, _PAPER, _INK, title))
         x, y, places = -16, y + 62, []  # places: x and y of the nodes
         for name, on, edges in nodes:
             output = name == "c_k"
             x += pill + 98 if edges and not output else 60
             rows = [y if output else y + 30 * k for k in range(len(edges))] or [y]
             middle, joint = sum(rows) / len(rows), x - 34  # the rows meet at x = joint, y = middle
-            ops = list(zip(rows, [op for op, _ in edges]))
+            ops = [(row, op) for row, (op, _) in zip(rows, edges) if op]
             if on and not output:  # behind the joint
                 joint, ops = joint - 14 - pill, [(middle, on)]
             for row, (op, i) in zip(rows, edges):
                 left, above = places[i]
                 lines.append((_GREY, [(left, above), (left, row)]))
-                lines.append((_COLOUR.get(op[:3], _OWN), [(left, row), (joint, row), (joint, middle)]))
-                boxes.append((left, row, 7, 7, _GREY, _GREY, _GREY, ""))
-            for row, op in [] if output else ops:
-                colour = _COLOUR.get(op[:3], _OWN)
-                boxes.append((x - 40 - pill / 2, row, pill, 24, colour, colour, _PAPER, op))
+                lines.append((_COLOUR.get(op[:3], _GREY), [(left, row), (joint, row), (joint, middle)]))
+                boxes.append((left, row, 7, 7, _GREY, _GREY, ""))
+            for row, op in ops:
+                boxes.append((x - 40 - pill / 2, row, pill, 24, _COLOUR.get(op[:3], _GREY), _PAPER, op))
             lines += [(_GREY, [(joint, middle), (x, middle)])] if edges else []
-            inner = edges and name != nodes[-1][0]
-            style = (34, 34, _PAPER, _INK, _INK) if inner else (44, 34, _INK, _INK, _PAPER)
-            boxes.append((x, middle, *style, name))
+            boxes.append((x, middle, 44, 34, _INK, _PAPER, name))
             places.append((x, middle))
             y = y if name == "c_k-2" else rows[-1] + 42  # the two inputs of a DARTS cell stand side by side
     return x + 44, y, lines, boxes
 
 
 def _svg(width, height, lines, boxes):
-    font = 'font-family="monospace, DejaVu Sans Mono" font-size="12" text-anchor="middle"'
-    size = f'width="{width}" height="{height}"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width} {height}" {font}>']
-    parts.append(f'<rect {size} rx="12" fill="{_PAPER}"/>')
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="font: 12px monospace; text-anchor: middle">']
+    parts.append(f'<rect width="{width}" height="{height}" fill="{_PAPER}"/>')
     for colour, points in lines:
         points = " ".join(f"{x},{y}" for x, y in points)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.4"/>')
-    for x, y, w, h, fill, edge, ink, text in boxes:
-        place = f'x="{x - w / 2}" y="{y - h / 2}" width="{w}" height="{h}" rx="{h / 2}"'
-        parts.append(f'<rect {place} fill="{fill}" stroke="{edge}" stroke-width="1.5"/>')
+    for x, y, w, h, fill, ink, text in boxes:
+        parts.append(f'<rect x="{x - w / 2}" y="{y - h / 2}" width="{w}" height="{h}" rx="{h / 2}" fill="{fill}"/>')
         parts.append(f'<text x="{x}" y="{y + 4}" fill="{ink}">{html.escape(text)}</text>')
     return "\n".join([*parts, "</svg>\n"]).encode()
 
@@ -307,9 +286,8 @@ def _png(width, height, lines, boxes):
     axes = canvas.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), frame_on=False)
     for colour, points in lines:
         axes.plot(*zip(*points), color=colour, linewidth=2.4)
-    for x, y, w, h, fill, edge, ink, text in boxes:
-        style = dict(boxstyle=f"round,pad=0,rounding_size={h / 2}", facecolor=fill, edgecolor=edge, zorder=3)
-        axes.add_patch(patches.FancyBboxPatch((x - w / 2, y - h / 2), w, h, **style))
+    for x, y, w, h, fill, ink, text in boxes:
+        axes.add_patch(patches.Rectangle((x - w / 2, y - h / 2), w, h, color=fill, zorder=3))
         axes.text(x, y + 4, text, color=ink, ha="center", size=12, family="monospace", zorder=4)
     canvas.savefig(buffer)
     return buffer.getvalue()

@@ -37,7 +37,7 @@ from torch.overrides import TorchFunctionMode
 import genotypes
 import rome
 import train
-from tools import folders, nasbench201
+from tools import folders, nasbench201, predict
 
 HERE = Path(__file__).resolve().parent
 
@@ -1567,7 +1567,7 @@ def test_predict_uses_the_statistics_of_the_checkpoint(folder, searched, capsys)
     files = sorted((folder / "test").glob("*/*.png"))
     assert train.main(["predict", str(searched), *map(str, files)]) == 0
     predicted = [line.split() for line in capsys.readouterr().out.splitlines()]
-    network, state = train.load_network(searched / "retrain" / "last.pt")
+    network, state = predict.load_network(searched / "retrain" / "last.pt")
     mean, std = torch.tensor(state["statistics"])
     pixels = torch.stack([folders.Files([], SMALL, "test").read(str(file)) for file in files]).float() / 255
     p, labels = network(((pixels - mean) / std).permute(0, 3, 1, 2))[0].softmax(1).max(1)
@@ -1923,7 +1923,7 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     runpy.run_path("export.py")
     images = torch.randn(5, 3, 32, 32)
     exported, _ = torch.export.load("photos.pt2").module()(images)
-    assert torch.allclose(exported, train.load_network("runs/photos/retrain/last.pt")[0](images)[0], atol=1e-5)
+    assert torch.allclose(exported, predict.load_network("runs/photos/retrain/last.pt")[0](images)[0], atol=1e-5)
 
 
 def test_the_table_of_nasbench201_is_made_as_the_page_says(tmp_path, monkeypatch):

@@ -671,18 +671,6 @@ def certainty(net: rome.Supernet) -> tuple[dict, dict]:
     return tables, columns | dict(times_uniform=statistics.fmean(tops))
 
 
-def true_accuracy(config: dict, classes: int):
-    """A function from a genotype to its columns of NAS-Bench-201's table (--table), or to none."""
-    if not config["table"]:
-        return lambda genotype: {}
-    from tools.nasbench201 import TABLE_DATA, read_table, table_row
-
-    table, dataset = read_table(config["table"]), {10: "cifar10", 100: "cifar100", 120: "folder"}.get(classes)
-    if dataset is None or not table.get(f"{TABLE_DATA[dataset]}_test"):
-        raise ValueError(f"{config['table']} has no test accuracies for these {classes} classes")
-    return lambda genotype: table_row(table, genotype, dataset, config["method"])
-
-
 def search(config: dict, command: list[str]):
     """Algorithm 1 over the epochs of a configuration. Returns the derived genotype, argmax p(z)."""
     run = Run("search", config)
@@ -690,7 +678,11 @@ def search(config: dict, command: list[str]):
     mean_and_std = run.state["statistics"] if run.state else statistics_of(train, config)
     device, classes, epochs = run.device, len(train.classes), config["epochs"]
     train = train.to(device)
-    look_up = true_accuracy(config, classes)
+    true_accuracy = None
+    if config["table"]:
+        from tools.nasbench201 import look_up
+
+        true_accuracy = look_up(config["table"], classes, config["method"])
     weight_half, architecture_half = halves(train.labels, config["fraction"], config["seed"])
     order = torch.randperm(len(architecture_half), generator=keyed(config["seed"], "evaluation"))
     some = architecture_half[order[: config["evaluation_images"] or None]]
@@ -733,7 +725,8 @@ def search(config: dict, command: list[str]):
         genotype = net.genotype(config["derive"])
         reseed(config, epoch, "evaluation")  # of the noise op
         loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data)
-        free, true, sure = genotypes.parameter_free(genotype), look_up(genotype), certainty(net)[1]
+        free, sure = genotypes.parameter_free(genotype), certainty(net)[1]
+        true = true_accuracy(genotype) if true_accuracy else {}
         row = dict(tau=tau, lr=lr) | means | dict(supernet_loss=loss, supernet_accuracy=accuracy)
         row |= {f"parameter_free_{kind}": count for kind, count in free.items()}
         end = run.end_epoch(row | sure | true | dict(genotype=str(genotype)))
@@ -856,37 +849,6 @@ def retrain(config: dict, command: list[str]) -> float:
     run.log(f"test accuracy {accuracy:.2f}% (error {100 - accuracy:.2f}%) at the last epoch, {epochs}")
     run.log(f"files: {run.folder}/metrics.csv, {run.folder}/last.pt, for train.py predict {run.folder} IMAGE...")
     return accuracy
-
-
-def load_network(path: str | Path) -> tuple[rome.Network, dict]:
-    """The trained network of a retrain's last.pt, in evaluation mode, and the checkpoint: its "classes", the images'
-    "statistics" (mean and deviation), and its "settings"."""
-    state = load_checkpoint(Path(path), "retrain")
-    network = build_network(genotypes.load(state["settings"]["genotype"]), state["settings"], len(state["classes"]))
-    network.load_state_dict(state["network"])
-    return network.eval(), state
-
-
-def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
-    """Retrains the found cell and --baseline random ones by one protocol; prints their accuracies."""
-    found, random = retrain(retrain_config(config, genotype), command), []
-    for number in range(1, config["baseline"] + 1):
-        cell = genotypes.random_cell(config["space"], keyed(config["seed"], "random cell", number))
-        out = str(Path(config["out"]) / f"random-{number}")
-        random.append(retrain(retrain_config(config, cell, out=out), command))
-    if not random:
-        return
-    spread = f" ± {statistics.stdev(random):.2f} (n - 1)" if len(random) > 1 else ""
-    text = f"test accuracy in %, retrained by one protocol:\n  found cell {found:15.2f}\n"
-    text += f"  random cells, {len(random):<3} {statistics.fmean(random):8.2f}{spread}"
-    train, test = load_data(config, "train"), load_data(config, "test")
-    if train.pixels is not None and test.pixels is not None:
-        from tools.linear import linear_accuracy
-
-        linear = linear_accuracy(train.pixels, train.labels, test.pixels, test.labels, len(train.classes))
-        text += f"\n  linear model {linear:13.2f} on the same pixels"
-    if rank_and_world()[0] == 0 and not config["quiet"]:
-        print(text)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1167,6 +1129,8 @@ def run_stage(stage: str, words: list[str]) -> None:
         list_folder(config, "test")
     genotype = search(config, command)
     if config["retrain"]:
+        from tools.baseline import retrain_and_compare
+
         retrain_and_compare(config, genotype, command)
 
 
@@ -1228,4 +1192,6 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import train  # this file, as the one module that tools/ imports too
+
+    sys.exit(train.main())

@@ -75,3 +75,11 @@ def table_row(table: dict, arch: str, dataset: str, method: str = "rome-v2") -> 
     row = dict(table_test=mine, table_val=validation.get(cell, math.nan), table_rank=rank)
     best = max((accuracy for other, accuracy in test.items() if found_by(method, other)), default=math.nan)
     return row | dict(table_regret=max(test.values()) - mine, table_regret_own=best - mine)
+
+
+def look_up(path: str, classes: int, method: str):
+    """A function from a genotype to its row of the table at `path`, for the data set with so many classes."""
+    table, dataset = read_table(path), {10: "cifar10", 100: "cifar100", 120: "folder"}.get(classes)
+    if dataset is None or not table.get(f"{TABLE_DATA[dataset]}_test"):
+        raise ValueError(f"{path} has no test accuracies for these {classes} classes")
+    return lambda genotype: table_row(table, genotype, dataset, method)

@@ -4,15 +4,27 @@ from pathlib import Path
 
 import torch
 
+import genotypes
+import rome
 import train
 from tools.folders import Files
+
+
+def load_network(path: str | Path) -> tuple[rome.Network, dict]:
+    """The trained network of a retrain's last.pt, in evaluation mode, and the checkpoint: its "classes", the images'
+    "statistics" (mean and deviation), and its "settings"."""
+    state = train.load_checkpoint(Path(path), "retrain")
+    settings = state["settings"]
+    network = train.build_network(genotypes.load(settings["genotype"]), settings, len(state["classes"]))
+    network.load_state_dict(state["network"])
+    return network.eval(), state
 
 
 @torch.no_grad()
 def predict(run: str, images: list[str]) -> None:
     """Prints the most probable class of every image, and its probability."""
     path = Path(run) / "retrain" / "last.pt"
-    network, state = train.load_network(path if path.exists() else Path(run) / "last.pt")
+    network, state = load_network(path if path.exists() else Path(run) / "last.pt")
     mean, deviation = torch.tensor(state["statistics"])
     files = Files(images, state["settings"], "test")
     for name in images:

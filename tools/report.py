@@ -1,15 +1,13 @@
 """The benchmarks, and what reads runs: `train.py list`, `train.py report RUN...`, `train.py plot RUN...`."""
 
-import argparse
 import csv
-import io
 import json
-import math
 import shlex
 import statistics
 from pathlib import Path
 
 import genotypes
+import rome
 import train
 
 # Test error in % and Num, the parameter-free ops of the normal cell: mean, deviation, mean, deviation (Tables 1 to 4).
@@ -95,37 +93,26 @@ def tabulate(rows: list[dict], style: str = "text") -> str:
     return "".join("  ".join(map(str.ljust, row, widths)).rstrip() + "\n" for row in cells)
 
 
-def benchmarks() -> list[dict]:
-    """The settings that make each benchmark: the paper's tables, then NAS-Bench-201 and -1Shot1."""
-    found = []
-    for place in [*PAPER, *OTHERS]:
-        space, dataset = place.split("/")
-        retrain = dict(retrain=True) if place in PAPER else {}
-        found.append(dict(space=space, dataset=dataset) | MORE.get(dataset, {}) | retrain)
-    return found
-
-
 def list_benchmarks(commands: bool = False, seeds: tuple = (0,)) -> str:
     """Every benchmark: flags, settings, the paper's numbers. With `commands` a shell line for each and every seed."""
-    if commands:
-        words = [["python", "train.py", "search", *train.words_of(settings)] for settings in benchmarks()]
-        return "\n".join(shlex.join([*line, "--seed", str(seed)]) for line in words for seed in seeds)
-    rows, variants = [], []
-    for settings in benchmarks():
-        space, dataset = settings["space"], settings["dataset"]
-        row = {"--space": space, "--dataset": dataset}
-        for stage, table in dict(search=train.SEARCH, retrain=train.RETRAIN).items():
-            p = train.protocol(table, space, dataset)
-            row[stage] = f"{p['cells']}/{p['channels']}, {p['epochs']}, {p['batch_size']}, {p['lr']}"
-            row[stage] += f", {p['samples']}" if stage == "search" else ""
+    lines, rows, variants = [], [], []
+    for place in [*PAPER, *OTHERS]:
+        space, dataset = place.split("/")
+        flags = dict(space=space, dataset=dataset) | MORE.get(dataset, {})
+        retrain = ["--retrain"] if place in PAPER else []
+        words = ["python", "train.py", "search", *train.words_of(flags), *retrain]
+        lines += [shlex.join([*words, "--seed", str(seed)]) for seed in seeds]
+        row, form = {"--space": space, "--dataset": dataset}, "{cells}/{channels}, {epochs}, {batch_size}, {lr}"
+        row["search"] = (form + ", {samples}").format(**train.protocol(train.SEARCH, space, dataset))
+        row["retrain"] = form.format(**train.protocol(train.RETRAIN, space, dataset))
         for title, method in (("ROME", "rome-v2"), ("GDAS", "gdas")):
-            numbers = PAPER.get(f"{space}/{dataset}", {}).get(method, ())
+            numbers = PAPER.get(place, {}).get(method, ())
             row[f"{title}; Num"] = "; ".join(filter(None, [spread(numbers[:2]), spread(numbers[2:], 1)]))
         rows.append(row)
     for name, settings, *numbers in VARIANTS:
-        row = {"darts in the paper": name, "error": spread(numbers)}
-        variants.append(row | {"flags": " ".join(train.words_of(settings))})
-    return "\n".join([TITLE, tabulate(rows), NOTES, tabulate(variants)])
+        flags = " ".join(train.words_of(settings))
+        variants.append({"darts in the paper": name, "error": spread(numbers), "flags": flags})
+    return "\n".join(lines if commands else [TITLE, tabulate(rows), NOTES, tabulate(variants)])
 
 
 # Settings that leave the protocol of a run as it is, or that others stand for.
@@ -135,8 +122,7 @@ SAME_SEARCH = "space dataset method samples_alpha samples_theta epochs".split() 
 
 def settings_of(config: dict) -> dict:
     """The settings that make a run's protocol; of a folder of images also where it is, which says what they are."""
-    left_out = {*SAME, *train.FREE}
-    kept = {name: value for name, value in config.items() if name not in left_out and not name.startswith("retrain_")}
+    kept = {name: value for name, value in config.items() if name not in {*SAME, *train.FREE}}
     return kept | ({"data": config["data"]} if config["dataset"] == "folder" else {})
 
 
@@ -149,26 +135,25 @@ def differences(config: dict, other: dict) -> list[str]:
 
 def compare(run: dict) -> tuple:
     """The paper's numbers for a run, () if it has none, and remarks on what differs from the protocol."""
-    numbers, remarks, odd = (), [], []
+    numbers, remark, odd = (), "", []
     if "search" in run:
         config = run["search"]["config"]
         place = {name: config[name] for name in ("space", "dataset", "method")}
-        known = PAPER.get(f"{place['space']}/{place['dataset']}", {}).get(place["method"])
-        plans = [("", place, *known)] if known else []
-        plans += [(name, S0 | settings, *values) for name, settings, *values in VARIANTS]
-        name, usual = "no number in the paper for these settings", train.configure("search", place)
+        plans = [(name, S0 | settings, *values) for name, settings, *values in VARIANTS]
+        known = PAPER.get(f"{config['space']}/{config['dataset']}", {}).get(config["method"])
+        plans += [("", place, *known)] if known else []  # the last that fits counts
+        remark, usual = "no number in the paper for these settings", train.configure("search", place)
         for title, settings, *values in plans:
             plan = train.configure("search", settings)
-            if not numbers and all(config[key] == plan[key] for key in SAME_SEARCH):
-                name, usual, numbers = title, plan, values
-        remarks, odd = [name], differences(config, usual)
+            if all(config[key] == plan[key] for key in SAME_SEARCH):
+                remark, usual, numbers = title, plan, values
+        odd = differences(config, usual)
     if "retrain" in run:
         config = run["retrain"]["config"]
         usual = train.configure("retrain", {name: config[name] for name in ("space", "dataset", "genotype")})
         odd += [f"retrain {text}" for text in differences(config, usual)]
-    if odd:
-        remarks.append(f"differs from the protocol: {', '.join(odd)}")
-    return numbers, "; ".join(filter(None, remarks))
+    differing = f"differs from the protocol: {', '.join(odd)}" if odd else ""
+    return numbers, "; ".join(filter(None, [remark, differing]))
 
 
 def read_stage(folder: Path) -> dict:
@@ -177,9 +162,9 @@ def read_stage(folder: Path) -> dict:
     stage, config = text["stage"], text["settings"]
     if text.get("processes", 1) > 1:
         config["processes"] = text["processes"]
-    if ".py:" in config["space"]:  # a user's own, with its operations
-        train.space_name(config["space"])
-    rows = list(csv.DictReader(io.StringIO(metrics.read_text()))) if metrics.exists() else []
+    if config["space"] not in rome.SPACES:
+        raise ValueError(f"its space {config['space']!r:.80} is not in rome.SPACES; register it there first")
+    rows = list(csv.DictReader(metrics.read_text().splitlines())) if metrics.exists() else []
     done = int(rows[-1]["epoch"]) if rows else 0
     finished = done >= config["epochs"]
     error = 100 - float(rows[-1]["accuracy_test"]) if finished and stage == "retrain" else None
@@ -188,36 +173,31 @@ def read_stage(folder: Path) -> dict:
 
 
 def read_run(folder: Path) -> dict:
-    """A run: its stages by name, its cell, its row of the report, and the errors of its random cells.
-
-    ValueError, in one line, for whatever a broken folder leads to.
-    """
+    """A run: its stages by name, its row of the report, the errors of its random cells. ValueError if it is broken."""
     try:
         places = [place for place in (folder, folder / "retrain") if (place / "config.json").exists()]
-        stages = [read_stage(place) for place in places]
-        run = {stage["stage"]: stage for stage in stages} | dict(folder=folder, stages=stages, random=[])
-        if [stage["stage"] for stage in stages] not in (["search"], ["retrain"], ["search", "retrain"]):
+        stages, random = [read_stage(place) for place in places], []
+        run = {stage["stage"]: stage for stage in stages}
+        if list(run) not in (["search"], ["retrain"], ["search", "retrain"]):
             raise ValueError("no config.json of a search or a retrain")
+        for place in folder.glob("random-*/config.json") if "retrain" in run else ():
+            other = read_stage(place.parent)
+            if other["finished"] and not differences(other["config"], run["retrain"]["config"]):
+                random.append(other["error"])
         config, end = stages[0]["config"], [{}, *stages[0]["rows"]][-1]
         text = config.get("genotype") or end.get("genotype")
-        run["cell"] = genotypes.load(text) if text else ""
-        for place in folder.glob("random-*/config.json") if "retrain" in run else ():
-            random = read_stage(place.parent)
-            if random["finished"] and not differences(random["config"], run["retrain"]["config"]):
-                run["random"].append(random["error"])
+        cell = genotypes.load(text) if text else ""
+        counts = genotypes.parameter_free(cell) if text else {}
         row = {"run": folder} | {name: config.get(name, "") for name in ("space", "dataset", "method", "seed")}
         row["K"] = "/".join(dict.fromkeys(str(config.get(f"samples_{name}", "")) for name in ("alpha", "theta")))
-        counts = genotypes.parameter_free(run["cell"]) if text else {}
         row["Num"] = counts.get("normal", counts.get("cell", ""))
         for name, title in dict(supernet_accuracy="supernet %", table_test="table %", table_regret="regret").items():
             row[title] = f"{float(end[name]):.5g}" if end.get(name) else ""
-        row |= {"test error %": spread([stages[-1]["error"]]), "error of random cells %": with_count(run["random"])}
+        row |= {"test error %": spread([stages[-1]["error"]]), "error of random cells %": with_count(random)}
         row["hours"] = f"{sum(float(epoch['seconds']) for stage in stages for epoch in stage['rows']) / 3600:.2f}"
-        row["state"] = ", ".join(stage["state"] for stage in stages)
-        return run | dict(row=row | dict(cell=run["cell"]))
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, argparse.ArgumentTypeError
-    ) as error:  # fmt: skip
+        row |= dict(state=", ".join(stage["state"] for stage in stages), cell=cell)
+        return run | dict(folder=folder, stages=stages, random=random, row=row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{folder} holds no readable run: {train.first_line(error)}") from None
 
 
@@ -226,7 +206,7 @@ def means(runs: list[dict]) -> list[dict]:
     groups, rows = {}, []
     for run in runs:
         protocol = [settings_of(stage["config"]) for stage in run["stages"]]
-        protocol += [] if "search" in run else [str(run["cell"])]  # a retrain alone is of its cell
+        protocol += [] if "search" in run else [str(run["row"]["cell"])]  # a retrain alone is of its cell
         groups.setdefault(json.dumps(protocol, sort_keys=True), []).append(run)
     for group in groups.values():
         row = {name: group[0]["row"][name] for name in ("space", "dataset", "method", "K")}
@@ -252,75 +232,36 @@ def report(folders: list[str], style: str = "text") -> str:
     return text
 
 
-# The panels of `plot`: column of metrics.csv, or its beginning before the cell type -> title and unit.
-CURVES = {
-    "loss_theta": ("Loss of the weights' half", "cross-entropy (nats)"),
-    "loss_alpha": ("Loss of alpha and beta's half", "cross-entropy (nats)"),
-    "supernet_accuracy": ("Supernet accuracy of the derived cell", "accuracy (%)"),
-    "table_test": ("Test accuracy in NAS-Bench-201", "accuracy (%)"),
-    "parameter_free_": ("Parameter-free operations, {} cell", "operations"),
-    "entropy_alpha_": ("Entropy of alpha, {} cell", "nats, mean over edges"),
-    "entropy_beta_": ("Entropy of beta, {} cell", "nats, mean over nodes"),
-    "loss_train": ("Training loss", "cross-entropy (nats)"),
-    "loss_test": ("Test loss", "cross-entropy (nats)"),
-    "accuracy_train": ("Training accuracy", "accuracy (%)"),
-    "accuracy_test": ("Test accuracy", "accuracy (%)"),
-}
+# The panels of `plot`: how the columns of metrics.csv begin, and their units.
+CURVES = dict(loss="nats", supernet_accuracy="%", table_test="%", parameter_free="ops", entropy="nats", accuracy="%")
 
 
-def uniform_entropy(config: dict, name: str) -> float:
-    """The mean entropy in nats of alpha's rows, or of beta's nodes, where all choices are equally probable."""
-    space = train.space_of(config)
-    counts = [len(row) for row in next(iter(space.ops.values()))]
-    if name == "entropy_beta_":
-        counts = list(space.candidates)
-        if config["method"] == "rome-v1":
-            counts = [math.comb(n, k) for n, k in zip(space.candidates, space.picks)]
-    return statistics.fmean(math.log(count) for count in counts if count > 1)
-
-
-def draw_curves(stage: str, runs: list[dict], out: Path) -> None:
-    """One picture of the searches, or of the retrains, of these runs: a panel for each column, a colour for each."""
+def draw_curves(stage: str, runs: list[dict], path: Path) -> None:
+    """One picture of the searches, or of the retrains, of runs: a panel for each column, a colour for each run."""
     try:
-        from matplotlib import cm, figure
+        from matplotlib import figure
     except ImportError:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
-    columns = [name for name, value in runs[0][stage]["rows"][0].items() if value]
-    panels = []
-    for begin in CURVES:
-        panels += [(begin, name) for name in columns if name == begin or (begin[-1] == "_" and name.startswith(begin))]
-    down = math.ceil(len(panels) / 3)
+    filled = [name for name, value in runs[0][stage]["rows"][0].items() if value]
+    panels = [(name, unit) for name in filled for begin, unit in CURVES.items() if name.startswith(begin)]
+    down = (len(panels) + 2) // 3  # three panels side by side
     canvas = figure.Figure((13, 3 * down + 0.4 + 0.2 * len(runs)), layout="constrained")
-    places = canvas.subplots(down, 3, squeeze=False).flatten()
-    for axes in places[len(panels) :]:
-        axes.set_axis_off()
-    for axes, (begin, name) in zip(places, panels):
-        for number, run in enumerate(runs):
+    for place, (name, unit) in enumerate(panels, 1):
+        axes = canvas.add_subplot(down, 3, place, title=name.replace("_", " "), xlabel="epoch", ylabel=unit)
+        for run in runs:
             rows = [row for row in run[stage]["rows"] if row.get(name)]
             epochs, values = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
-            axes.plot(epochs, values, ".-", color=cm.tab10(number % 10), label=str(run["folder"]))
-        title, unit = CURVES[begin]
-        axes.set(title=title.format(name.removeprefix(begin)), xlabel="epoch", ylabel=unit)
-        axes.locator_params("x", integer=True)
-        axes.locator_params("y", integer=unit == "operations")
-        if begin.startswith("entropy_"):  # from 0, so that a small change looks small
-            level = uniform_entropy(runs[0][stage]["config"], begin)
-            axes.axhline(level, color="0.5", linewidth=0.8)
-            axes.text(1, level, "uniform ", ha="right", va="bottom", color="0.4", transform=axes.get_yaxis_transform())
-            axes.set_ylim(0, 1.2 * level)
+            axes.plot(epochs, values, ".-", label=str(run["folder"]))
+        if unit != "%":  # from 0, so that a small change looks small
+            axes.set_ylim(bottom=0)
     canvas.suptitle(f"{stage.capitalize()}: {runs[0]['row']['space']} on {runs[0]['row']['dataset']}")
-    canvas.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
-    picture = io.BytesIO()
-    canvas.savefig(picture, format=out.suffix[1:].lower(), dpi=150)
-    genotypes.write(out, picture.getvalue())
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
+    canvas.savefig(path, dpi=150)
 
 
 def plot(folders: list[str], out: str | None = None) -> str:
-    """Draws the curves of runs: one picture of their searches, and one, with -retrain in its name, of their retrains.
-
-    out: an .svg or .png file; by default curves.svg in the first run's folder. ValueError for runs of different spaces
-    or data sets.
-    """
+    """Draws the searches of runs of one space and data set, and in NAME-retrain their retrains, as an .svg or a .png.
+    By default NAME is curves.svg in the folder of the first run."""
     out, written = Path(out or Path(folders[0]) / "curves.svg"), []
     if out.suffix.lower() not in (".svg", ".png"):
         raise ValueError(f"{out}: the name of a picture ends in .svg or .png")

@@ -135,6 +135,10 @@ def test_a_broken_run_is_one_line(tmp_path):
         with pytest.raises(ValueError, match="run holds no readable run: .") as error:
             report.report([str(folder)])
         assert "\n" not in str(error.value)
+    config = dict(train.configure("search", {}), space="a space of somebody else's")
+    write_stage(tmp_path / "other", "search", config, [dict(epoch=1)])
+    with pytest.raises(ValueError, match="not in rome.SPACES"):
+        report.report([str(tmp_path / "other")])
     with pytest.raises(ValueError, match="no config.json of a search or a retrain"):
         report.report([str(tmp_path)])
 
@@ -147,9 +151,9 @@ def test_plot_draws_curves(tmp_path):
     written = report.plot(runs)
     assert written == f"drawn: {runs[0]}/curves.svg, {runs[0]}/curves-retrain.svg"
     search, retrain = (ElementTree.parse(path) and Path(path).read_text() for path in written[7:].split(", "))
-    for words in ("Loss of the weights' half", "Entropy of alpha, normal cell", "uniform ", *runs):
+    for words in ("loss theta", "entropy alpha normal", "parameter free reduce", *runs):
         assert f"<!-- {words} -->" in search  # matplotlib notes every text
-    assert "Test accuracy" in retrain and "Entropy" not in retrain and runs[1] not in retrain
+    assert "accuracy test" in retrain and "entropy" not in retrain and runs[1] not in retrain
     with pytest.raises(ValueError, match="one space and data set at a time"):
         report.plot([*runs, fake_run(tmp_path / "other", space="s2")])
 
