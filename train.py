@@ -498,8 +498,10 @@ def load_checkpoint(path: Path, stage: str = "search") -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about files that it did not write
             state = torch.load(path, map_location="cpu", weights_only=True)
-        if (state["stage"], state["format"]) != (stage, CHECKPOINT_FORMAT):
-            raise ValueError(f"it is of a {state['stage']} in format {state['format']}, not {CHECKPOINT_FORMAT}")
+        if state["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"it has format {state['format']}, not {CHECKPOINT_FORMAT}")
+        if state["stage"] != stage:
+            raise ValueError(f"it is of a {state['stage']}")
         if missing := {"settings", "world", "epoch", "step", "rows", "totals", "rng", "statistics"} - state.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except pickle.UnpicklingError:  # whose own message advises to trust the file
@@ -1101,6 +1103,8 @@ def stored_settings(path: Path, stage: str) -> dict:
         if not path.is_file():
             raise ValueError("no such file")
         text = json.loads(path.read_bytes())
+        if text["stage"] != stage:
+            raise ValueError(f"it is of a {text['stage']}")
         settings = {name: text["settings"][name] for name in defaults_of(stage)}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no configuration of a {stage}: {first_line(error)}") from None
