@@ -17,7 +17,7 @@ def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
         random.append(train.retrain(train.retrain_config(config, cell, out=out), command))
     if not random or train.rank_and_world()[0] or config["quiet"]:
         return
-    spread = f" ± {statistics.stdev(random):.2f} (n - 1)" if len(random) > 1 else ""
+    spread = f" ± {statistics.stdev(random):.2f} ({min(random):.2f} to {max(random):.2f})" if len(random) > 1 else ""
     print(f"test accuracy in %, retrained by one protocol:\n  found cell {found:15.2f}")
     print(f"  random cells, {len(random):<3} {statistics.fmean(random):8.2f}{spread}")
     known, test = train.load_data(config, "train"), train.load_data(config, "test")
