@@ -28,12 +28,8 @@ Or copy this file and write the loop yourself:
 
 import itertools
 import math
-import os
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
-
-if __name__ == "__main__":  # before torch starts its threads: those that wait sleep, so that others can compute
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 import torch.nn as nn

@@ -8,11 +8,6 @@ Every random draw is keyed by its place (seed, epoch, step, role, rank, sample).
 uninterrupted one bit for bit, and the number of workers changes nothing.
 """
 
-import os
-
-if __name__ == "__main__":  # before torch starts its threads: those that wait sleep, so that others can compute
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import argparse
 import contextlib
 import csv
@@ -22,6 +17,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import platform
 import shlex
