@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shlex
 import statistics
 from pathlib import Path
@@ -232,8 +233,30 @@ def report(folders: list[str], style: str = "text") -> str:
     return text
 
 
-# The panels of `plot`: how the columns of metrics.csv begin, and their units.
-CURVES = dict(loss="nats", supernet_accuracy="%", table_test="%", parameter_free="ops", entropy="nats", accuracy="%")
+# The panels of `plot`: column of metrics.csv, or its beginning before the cell type -> title and unit.
+CURVES = {
+    "loss_theta": ("Loss of the weights' half", "cross-entropy (nats)"),
+    "loss_alpha": ("Loss of alpha and beta's half", "cross-entropy (nats)"),
+    "supernet_accuracy": ("Supernet accuracy of the derived cell", "accuracy (%)"),
+    "table_test": ("Test accuracy in NAS-Bench-201", "accuracy (%)"),
+    "parameter_free_": ("Parameter-free operations, {} cell", "operations"),
+    "entropy_alpha_": ("Entropy of alpha, {} cell", "nats, mean over edges"),
+    "entropy_beta_": ("Entropy of beta, {} cell", "nats, mean over nodes"),
+    "loss_train": ("Training loss", "cross-entropy (nats)"),
+    "loss_test": ("Test loss", "cross-entropy (nats)"),
+    "accuracy_train": ("Training accuracy", "accuracy (%)"),
+    "accuracy_test": ("Test accuracy", "accuracy (%)"),
+}
+
+
+def uniform_entropy(config: dict, name: str) -> float:
+    """The mean entropy in nats of alpha's rows, or of beta's nodes, where all choices are equally probable."""
+    space = rome.SPACES[config["space"]]
+    counts = [len(row) for row in next(iter(space.ops.values()))]
+    if name == "entropy_beta_":
+        pairs = zip(space.candidates, space.picks)
+        counts = [math.comb(n, k) for n, k in pairs] if config["method"] == "rome-v1" else space.candidates
+    return statistics.fmean(math.log(count) for count in counts if count > 1)
 
 
 def draw_curves(stage: str, runs: list[dict], path: Path) -> None:
@@ -243,17 +266,25 @@ def draw_curves(stage: str, runs: list[dict], path: Path) -> None:
     except ImportError:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
     filled = [name for name, value in runs[0][stage]["rows"][0].items() if value]
-    panels = [(name, unit) for name in filled for begin, unit in CURVES.items() if name.startswith(begin)]
+    panels = [(name, begin) for begin in CURVES for name in filled if name.startswith(begin)]
     down = (len(panels) + 2) // 3  # three panels side by side
     canvas = figure.Figure((13, 3 * down + 0.4 + 0.2 * len(runs)), layout="constrained")
-    for place, (name, unit) in enumerate(panels, 1):
-        axes = canvas.add_subplot(down, 3, place, title=name.replace("_", " "), xlabel="epoch", ylabel=unit)
+    for place, (name, begin) in enumerate(panels, 1):
+        title, unit = CURVES[begin]
+        axes = canvas.add_subplot(
+            down, 3, place, title=title.format(name.removeprefix(begin)), xlabel="epoch", ylabel=unit
+        )
         for run in runs:
             rows = [row for row in run[stage]["rows"] if row.get(name)]
             epochs, values = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
             axes.plot(epochs, values, ".-", label=str(run["folder"]))
-        if unit != "%":  # from 0, so that a small change looks small
-            axes.set_ylim(bottom=0)
+        axes.locator_params("x", integer=True)
+        axes.locator_params("y", integer=unit == "operations")
+        if begin.startswith("entropy_"):  # from 0, so that a small change looks small
+            uniform = uniform_entropy(runs[0][stage]["config"], begin)
+            axes.axhline(uniform, color="0.6", linewidth=0.8)
+            axes.annotate("uniform", (epochs[-1], uniform), (0, 3), textcoords="offset points", ha="right", color="0.4")
+            axes.set_ylim(0, 1.2 * uniform)
     canvas.suptitle(f"{stage.capitalize()}: {runs[0]['row']['space']} on {runs[0]['row']['dataset']}")
     canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
     canvas.savefig(path, dpi=150)

@@ -151,9 +151,9 @@ def test_plot_draws_curves(tmp_path):
     written = report.plot(runs)
     assert written == f"drawn: {runs[0]}/curves.svg, {runs[0]}/curves-retrain.svg"
     search, retrain = (ElementTree.parse(path) and Path(path).read_text() for path in written[7:].split(", "))
-    for words in ("loss theta", "entropy alpha normal", "parameter free reduce", *runs):
+    for words in ("Loss of the weights' half", "Entropy of alpha, normal cell", "uniform", *runs):
         assert f"<!-- {words} -->" in search  # matplotlib notes every text
-    assert "accuracy test" in retrain and "entropy" not in retrain and runs[1] not in retrain
+    assert "Test accuracy" in retrain and "Entropy" not in retrain and runs[1] not in retrain
     with pytest.raises(ValueError, match="one space and data set at a time"):
         report.plot([*runs, fake_run(tmp_path / "other", space="s2")])
 
