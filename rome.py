@@ -18,6 +18,8 @@ Or copy this file and write the loop yourself:
 
     net = rome.Supernet("darts", channels=16, cells=8, classes=10)
     architect = rome.Architect(net, samples=7)
+    adam = torch.optim.Adam(net.architecture_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
+    sgd = torch.optim.SGD(net.weights(), 0.05, 0.9, weight_decay=3e-4)
     for (x_s, y_s), (x_t, y_t) in zip(architecture_half, weight_half):
         architect.architecture_step(x_s, y_s, tau, adam)     # Eq. 11
         architect.weight_step(x_t, y_t, tau, sgd)            # Eq. 12
@@ -44,7 +46,7 @@ MEMORY_FORMAT = torch.channels_last  # of images and weights
 
 
 def gumbel_noise(size, generator: torch.Generator | None = None) -> Tensor:
-    """Gumbel(0, 1) noise, -log(-log u), on the generator's device."""
+    """Gumbel(0, 1) noise on the generator's device: -log of an exponential variable -log u."""
     exponential = torch.empty(size, device=generator.device if generator else "cpu").exponential_(generator=generator)
     return -exponential.clamp_min(torch.finfo(exponential.dtype).tiny).log()
 
@@ -54,7 +56,8 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
 
     k = 1 draws the operation of an edge (Eq. 2, 3), k = 2 the inputs of a node (Eq. 7, 8). Forward the entries are
     exactly 0 or 1, backward they are the softmax at temperature tau (straight-through).
-    logits: (..., n). noise: Gumbel noise that broadcasts against it. ValueError for a k or tau that does not fit.
+    logits: (n,) or (rows, n). noise: Gumbel noise of the same shape, or with K in front for K draws. ValueError for a k
+    or tau that does not fit.
     """
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"cannot draw {k} of {logits.shape[-1]} entries without replacement")
@@ -68,7 +71,10 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
 
 
 def choose_pair(beta: Tensor, holds: Tensor, tau: float, noise: Tensor) -> Tensor:
-    """v1: B of a node (..., n) from a logit per pair of inputs. holds: (pairs, n), 1 where a pair has the input."""
+    """v1: B of a node (..., n) from a logit per pair of inputs. holds: (pairs, n), 1 where a pair has the input.
+
+    Where a node keeps another number of inputs, a "pair" is a set of so many.
+    """
     pair = gumbel_top_k(beta, 1, tau, noise)  # Eq. 4, 5
     return (pair[..., None] * holds).sum(-2)  # Eq. 6
 
@@ -76,8 +82,8 @@ def choose_pair(beta: Tensor, holds: Tensor, tau: float, noise: Tensor) -> Tenso
 def log_p_inputs(topology: str, beta: Tensor, n: int, inputs: tuple, exact: bool) -> Tensor:
     """log p(e; beta): the probability that a node keeps these of its n possible inputs.
 
-    For v2 Eq. 9 prints the product p_i p_k, which does not sum to 1 over pairs. `exact` is the true probability,
-    p_i p_k (1 / (1 - p_i) + 1 / (1 - p_k)): a sum over the orders of drawing them without replacement.
+    With p = softmax(beta), for v2 Eq. 9 prints the product p_i p_k, which does not sum to 1 over pairs. `exact` is the
+    true probability, p_i p_k (1 / (1 - p_i) + 1 / (1 - p_k)): a sum over the orders of drawing without replacement.
     """
     log_p = F.log_softmax(beta, -1)
     if topology == "v1":
@@ -95,12 +101,15 @@ def log_p_inputs(topology: str, beta: Tensor, n: int, inputs: tuple, exact: bool
 
 
 class Choice(NamedTuple):
-    """What the cells of one type run. A and B are 1 in value and carry the gradient to alpha and beta."""
+    """What the cells of one type run. A row of alpha is an edge (in NAS-Bench-1Shot1 a node).
+
+    A and B carry the gradient to alpha and beta; without them (None) the forward pass is the same.
+    """
 
     inputs: list  # per node: the inputs that it keeps, ascending
-    ops: list  # per row of alpha: the number of the operation
-    B: Tensor | None = None  # (edges,); None: no gradient
-    A: Tensor | None = None  # (rows of alpha,)
+    ops: list  # per row: the number of the operation
+    B: Tensor | None = None  # (edges,): 1 where the edge is kept, else 0
+    A: Tensor | None = None  # (rows,): the entry of the drawn operation, 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -113,8 +122,8 @@ class Architect:
     samples: K, or (K of the architecture step, K of the weight step). clip, architecture_clip: bound on the L2 norm of
     the whole gradient of the weights, or of alpha and beta; None or 0: no bound. generator: a torch.Generator, or a
     function (role, k) that returns one, role being "architecture" or "weights". autocast: dtype of mixed precision, or
-    None; in float16 the optimizer must hold all weights that are not frozen. After a step `gradient_norm` is the norm
-    before the clip. Parameters that you froze stay frozen.
+    None; in float16 the optimizer must hold all parameters of its step, because it unscales their gradients. After a
+    step `gradient_norm` is the norm before the clip. Parameters that you froze stay frozen.
     """
 
     def __init__(
@@ -139,7 +148,7 @@ class Architect:
         """Eq. 11: alpha and beta move along the mean gradient of K sub-networks. Returns the mean loss, 0-dim."""
         parameters = [p for p in self.net.architecture_parameters() if p.requires_grad]
         archs = self._sample("architecture", self.samples[0], tau)
-        gates, gradients, losses = [], [], []
+        gates, gradients, losses = [], [], []  # gates: the A and B of all K, through which all gradients go
         with frozen(self.net.weights()):
             for arch in archs:
                 loss = self._loss(images, labels, arch)
@@ -148,7 +157,7 @@ class Architect:
                 its_gates = [gate for z in arch.values() for gate in (z.B, z.A) if gate.requires_grad]
                 gradients += torch.autograd.grad(self.scaler.scale(loss), its_gates, materialize_grads=True)
                 gates += its_gates
-        for p in parameters:
+        for p in parameters:  # Adam moves all entries of alpha and beta in every step
             p.grad = torch.zeros_like(p)
         torch.autograd.backward(gates, gradients)  # through the sampling, which the K share, so once
         return self._update(parameters, losses, self.architecture_clip, optimizer)
@@ -163,7 +172,7 @@ class Architect:
             p.grad = None
         with torch.no_grad():
             archs = self._sample("weights", self.samples[1], tau)
-        for arch in archs:
+        for arch in archs:  # without A and B
             loss = self._loss(images, labels, {kind: Choice(z.inputs, z.ops) for kind, z in arch.items()})
             losses.append(loss.detach())
             loss = loss / len(archs) if self.weight_reduction == "mean" else loss
@@ -226,6 +235,7 @@ def average_over_ranks(parameters: list, loss: Tensor) -> Tensor:
 class Space(NamedTuple):
     """A search space: node j keeps picks[j] of candidates[j] inputs; ops maps a cell type to its rows of op names.
 
+    Here j counts the nodes from 0, without the cell's inputs.
     alpha has the same rows: one per edge, (0 -> first node), (1 -> first node), ..., node by node; in the family
     "1shot1" one per node.
     """
@@ -301,7 +311,7 @@ class Supernet(nn.Module):
         alpha = next(iter(self.alpha.values()))
         noise = noise.to(alpha.device, alpha.dtype, non_blocking=alpha.is_cuda)
         drawn = [self._draw(kind, tau, part) for kind, part in zip(self.alpha, noise.split(counts, 1))]
-        picked = [torch.cat([ops, B.detach()], 1) for B, _, ops in drawn]  # (K, rows + edges) each
+        picked = [torch.cat([ops, B.detach()], 1) for B, _, ops in drawn]  # ops of all rows, then B of all edges
         picked = torch.cat(picked, 1).cpu().split([part.shape[1] for part in picked], 1)  # the one wait for the device
         archs = [{} for _ in generators]
         for kind, (B, A, _), rows in zip(self.alpha, drawn, picked):
@@ -342,7 +352,7 @@ class Supernet(nn.Module):
             inputs, ops = [], alpha.argmax(-1).tolist()
             scored = None if rule == "sequential" and self.topology != "none" else ops
             for j, (_, n, k) in enumerate(self.nodes):
-                k = k if self.family.gdas_keeps_all_edges else self.space.picks[j]
+                k = k if self.family.gdas_keeps_all_edges else self.space.picks[j]  # they differ in topology "none"
                 subsets = itertools.combinations(range(n), k)
                 best = max(subsets, key=lambda subset: self._log_p(kind, j, subset, scored, rule == "exact"))
                 inputs.append(list(best))
@@ -375,7 +385,7 @@ class Supernet(nn.Module):
         return log_p
 
     def architecture(self, genotype) -> dict:
-        """The genotype as a sub-network without gates, which concatenates all nodes. ValueError outside the space."""
+        """The genotype as a sub-network without A and B; its `concat` is ignored. ValueError outside the space."""
         if family_of(genotype) is not self.family:
             raise ValueError(f"{genotype} is not a cell of this space")
         arch = {}
@@ -429,9 +439,10 @@ def primitive(family, name: str):
 class Body(nn.Module):
     """A network of cells with one or more operations in every row; `forward(images, arch)` runs one operation per row.
 
-    The supernet uses it with all candidates, the derived network (`affine`) with one per row. A family of spaces is a
-    subclass, with `encode` and `decode` between its genotypes and {cell type: (inputs per node, op name or None per
-    row)}. Its constructor gets by cell type `ops`, rows of op names, and `inputs`, those that each node may have.
+    The supernet uses it with all candidates, the derived network with one per row. `affine` is true in the derived
+    network alone; more than the batch norms depends on it. A family of spaces is a subclass, with `encode` and `decode`
+    between its genotypes and {cell type: (inputs per node, op name or None per row)}. Its constructor gets by cell type
+    `ops`, rows of op names, and `inputs`, those that each node may have.
     """
 
     primitives: dict  # op name -> constructor(channels, stride, affine) of a module
@@ -576,8 +587,9 @@ class Noise(nn.Module):
         return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
 
 
-# Name -> function (channels, stride, affine) that makes an operation; affine: for the derived network. A new entry adds
-# one: any module, or an Op, whose norm takes the gate without memory. nb201 and 1shot1 have their own tables below.
+# Name -> function (channels, stride, affine) that makes an operation, (N, C, H, W) -> (N, C, H / stride, W / stride).
+# affine: for the derived network. A new entry adds one: any module, or an Op, whose Norm takes the gate without memory.
+# It must not write to its input, which other edges read; rectified=True stands for a ReLU at its beginning.
 PRIMITIVES = {
     "max_pool_3x3": lambda c, stride, affine: pool("max", stride, None if affine else Norm(c, affine)),
     "avg_pool_3x3": lambda c, stride, affine: pool("avg", stride, None if affine else Norm(c, affine)),
@@ -613,7 +625,7 @@ def per_channel(gates: Tensor | None, count: int, c: int):
 
 
 class DartsCell(nn.Module):
-    """Reads the two cells before, rectified; its output concatenates the nodes."""
+    """Reads the two cells before, which the body has rectified; its output concatenates the nodes."""
 
     def __init__(self, edges, concat, c_prev_prev, c_prev, c, affine, reduction_prev):
         super().__init__()
@@ -762,7 +774,7 @@ SPACES = {
     "darts": darts_space(S0, S0),
     "s1": darts_space(S1_NORMAL, S1_REDUCE),  # S1 to S4: R-DARTS, src/spaces.py
     "s2": darts_space(S2, S2),
-    "s3": darts_space(S2, S2),  # R-DARTS's S3 is S2 and `none`
+    "s3": darts_space(S2, S2),  # R-DARTS's S3 is S2 and `none`, which Eq. 1 rules out
     "s4": darts_space(S4, S4),
 }
 
@@ -898,7 +910,7 @@ class OneShotBody(Body):
         "maxpool3x3": lambda c, stride, affine: pool("max", 1),
         "conv3x3-bn-relu": lambda c, stride, affine: Op(conv_norm_relu(c, c, 3, affine)),
         "skip-connect": lambda c, stride, affine: Op(nn.Identity()),
-        "conv1x1-bn-relu": lambda c, stride, affine: Op(conv_norm_relu(c, c, 1, affine)),  # in the table only
+        "conv1x1-bn-relu": lambda c, stride, affine: Op(conv_norm_relu(c, c, 1, affine)),  # not searched
     }
     kinds, ops_on_edges = ("cell",), False
 
