@@ -1335,8 +1335,12 @@ def test_a_broken_checkpoint_is_refused_in_one_line(damage, folder, searched, tm
     assert (out / "last.pt").read_bytes() == before
 
 
-def test_other_settings_and_an_occupied_folder_are_refused(folder, searched, capsys):
+def test_other_settings_other_images_and_an_occupied_folder_are_refused(folder, searched, tmp_path, capsys):
     before = {path: path.read_bytes() for path in searched.glob("*.*")}
+    other = shutil.copytree(folder, tmp_path / "other")
+    for split in ("train", "test"):
+        (other / split / "class0").rename(other / split / "cats")
+    assert "class0, class1, class2 (now cats, class1" in one_line_error(capsys, [*flags(other, searched), "--resume"])
     assert "--lr 0.05 (now 0.1)" in one_line_error(capsys, [*flags(folder, searched), "--resume", "--lr", "0.1"])
     assert "holds a run already" in one_line_error(capsys, flags(folder, searched))
     assert before == {path: path.read_bytes() for path in searched.glob("*.*")}

@@ -352,12 +352,15 @@ class Run:
                 raise ValueError(f"{path} was made with {text}; resume with the same, or use another --out")
 
     def start(self, command: list[str], text: str, parts: dict, names: tuple, steps: int, **about):
-        """Writes config.json, logs `text`, and goes on from the checkpoint, if there is one.
+        """Goes on from the checkpoint, if there is one; then writes config.json and logs `text`.
 
-        parts: what has a state_dict. names: of the numbers of a step. steps: of an epoch. about: more to save.
+        parts: what has a state_dict. names: of the numbers of a step. steps: of an epoch. about: more to save, with the
+        `classes` of the images.
         """
         self.parts, self.names, self.steps, self.about = parts, names, steps, about
         self.sums = torch.zeros(2, len(names), device=self.device)  # of the numbers; how often each was not finite
+        if self.state:
+            self._restore(self.state)
         cuda, threads = self.device.type == "cuda", torch.get_num_threads()
         text += f", seed {self.config['seed']}, on "
         text += torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {threads} threads"
@@ -371,7 +374,6 @@ class Run:
             genotypes.write(self.folder / "config.json", content.encode())
         self.log(text)
         if self.state:
-            self._restore(self.state)
             place = f"resumed at epoch {self.epoch + 1}, step {self.step + 1}"
             self.log("already finished" if self.epoch >= self.config["epochs"] else place)
         self.left, self.done, self.images = (self.config["epochs"] - self.epoch) * steps - self.step, 0, 0
@@ -379,6 +381,9 @@ class Run:
         Stop.folder = self.folder
 
     def _restore(self, state: dict) -> None:
+        if state["classes"] != self.about["classes"]:
+            classes = f"{', '.join(state['classes']):.200} (now {', '.join(self.about['classes']):.200})"
+            raise ValueError(f"{self.folder} was made with images of {classes}; resume with the same --data")
         try:
             for name, part in self.parts.items():
                 saved = state[name]
@@ -498,7 +503,7 @@ def load_checkpoint(path: Path, stage: str = "search") -> dict:
             raise ValueError(f"it has format {state['format']}, not {CHECKPOINT_FORMAT}")
         if state["stage"] != stage:
             raise ValueError(f"it is of a {state['stage']}")
-        if missing := {"settings", "world", "epoch", "step", "rows", "totals", "rng", "statistics"} - state.keys():
+        if missing := {*"settings world epoch step rows totals rng classes statistics".split()} - state.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except pickle.UnpicklingError:  # whose own message advises to trust the file
         raise ValueError(f"{path} cannot be used: it holds more than numbers and names, so no run wrote it") from None
@@ -698,7 +703,7 @@ def search(config: dict, command: list[str]):
         f"weights, {len(architecture_half)} for alpha and beta), {config['method']}, K = {config['samples_alpha']} for "
         f"alpha and {config['samples_theta']} for the weights; {sum(p.numel() for p in net.weights()):,} weights"
     )
-    run.start(command, text, parts, names, steps, statistics=mean_and_std)
+    run.start(command, text, parts, names, steps, classes=train.classes, statistics=mean_and_std)
 
     for epoch in range(run.epoch, epochs):
         share, lr = epoch / max(1, epochs - 1), learning_rate(config, epoch)
@@ -1006,6 +1011,7 @@ def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
             close = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{flag} must be one of {', '.join(names)}, not {name!r:.60}{hint}")
+    rome.check_space(rome.SPACES[space])  # it may be a user's own
     stem = given.setdefault("stem", "imagenet" if dataset == "imagenet" else "small")
     usual = protocol(TABLES[stage], space, dataset, stem)
     row = defaults_of(stage) | usual | (QUICK[stage] if quick else {})
