@@ -267,6 +267,8 @@ def draw_curves(stage: str, runs: list[dict], path: Path) -> None:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
     filled = [name for name, value in runs[0][stage]["rows"][0].items() if value]
     panels = [(name, begin) for begin in CURVES for name in filled if name.startswith(begin)]
+    if not panels:
+        raise ValueError(f"{runs[0]['folder']}: metrics.csv has no column to draw")
     down = (len(panels) + 2) // 3  # three panels side by side
     canvas = figure.Figure((13, 3 * down + 0.4 + 0.2 * len(runs)), layout="constrained")
     for place, (name, begin) in enumerate(panels, 1):

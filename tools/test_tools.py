@@ -154,6 +154,9 @@ def test_plot_draws_curves(tmp_path):
     for words in ("Loss of the weights' half", "Entropy of alpha, normal cell", "uniform", *runs):
         assert f"<!-- {words} -->" in search  # matplotlib notes every text
     assert "Test accuracy" in retrain and "Entropy" not in retrain and runs[1] not in retrain
+    write_stage(tmp_path / "broken", "search", train.configure("search", {}), [dict(epoch=1, seconds=1)])
+    with pytest.raises(ValueError, match="no column to draw"):
+        report.plot([str(tmp_path / "broken")])
     with pytest.raises(ValueError, match="one space and data set at a time"):
         report.plot([*runs, fake_run(tmp_path / "other", space="s2")])
 
