@@ -208,9 +208,9 @@ class Stream:
         places = [(self.config["seed"], self.role, epoch, step, self.rank) for step in steps]
         read = None
         if self.images.pixels is None:
-            items = [[(index, place) for index in batch.tolist()] for batch, place in zip(batches, places)]
             from tools.folders import Files
 
+            items = [[(index, place) for index in batch.tolist()] for batch, place in zip(batches, places)]
             read = iter(torch.utils.data.DataLoader(
                 Files(self.images.files, self.config, self.role), batch_sampler=items,
                 num_workers=self.config["workers"], worker_init_fn=outlive_one_signal,

@@ -15,18 +15,24 @@ from train import first_line, keyed
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # no PostScript, for which Pillow runs a program
 
 
-def list_folder(config: dict, split: str):
-    """torchvision's ImageFolder of the "train" or "test" images; it reads no image. ValueError if they do not fit."""
+def place_of(config: dict, split: str) -> Path:
+    """The folder of the "train" or "test" images. ValueError if there is none."""
     places = [Path(config["data"]) / name for name in (["train"] if split == "train" else ["test", "val"])]
     place = next((place for place in places if place.is_dir()), None)
     if place is None:
         raise ValueError(f"no folder {places[0]}: --data DIR wants DIR/{{train,test}}/CLASS/ with image files")
+    return place
+
+
+def list_folder(config: dict, split: str):
+    """torchvision's ImageFolder of the "train" or "test" images; it reads no image. ValueError if they do not fit."""
+    place = place_of(config, split)
     endings = (*folder.IMG_EXTENSIONS, ".gif")  # torchvision's own leave out GIF
     data = ImageFolder(place, is_valid_file=lambda path: path.lower().endswith(endings))
     if len(data.classes) < 2:
         raise ValueError(f"{place} has one class, {data.classes[0]}; a classifier needs two at least")
     if split == "test":
-        odd = sorted(set(data.classes) ^ set(list_folder(config, "train").classes))
+        odd = sorted(set(data.classes) ^ set(folder.find_classes(place_of(config, "train"))[0]))
         if odd:
             raise ValueError(f"{config['data']}: only train or {place.name} has images of {', '.join(odd):.200}")
     return data

@@ -1,6 +1,7 @@
 """The benchmarks, and what reads runs: `train.py list`, `train.py report RUN...`, `train.py plot RUN...`."""
 
 import csv
+import io
 import json
 import math
 import shlex
@@ -289,7 +290,9 @@ def draw_curves(stage: str, runs: list[dict], path: Path) -> None:
             axes.set_ylim(0, 1.2 * uniform)
     canvas.suptitle(f"{stage.capitalize()}: {runs[0]['row']['space']} on {runs[0]['row']['dataset']}")
     canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
-    canvas.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    canvas.savefig(picture, format=path.suffix[1:].lower(), dpi=150)
+    genotypes.write(path, picture.getvalue())
 
 
 def plot(folders: list[str], out: str | None = None) -> str:
