@@ -77,10 +77,12 @@ def _graph(genotype):
 
 
 def _space(space):
-    if not isinstance(space, str):
-        return space
-    _require(space in rome.SPACES, f"no space {space!r:.80}; known: {', '.join(rome.SPACES)}")
-    return rome.SPACES[space]
+    if isinstance(space, str):
+        _require(space in rome.SPACES, f"no space {space!r:.80}; known: {', '.join(rome.SPACES)}")
+        space = rome.SPACES[space]
+    if space is not None:
+        rome.check_space(space)
+    return space
 
 
 def check(genotype, space=None):

@@ -121,27 +121,21 @@ class Architect:
 
     samples: K, or (K of the architecture step, K of the weight step). clip, architecture_clip: bound on the L2 norm of
     the whole gradient of the weights, or of alpha and beta; None or 0: no bound. generator: a torch.Generator, or a
-    function (role, k) that returns one, role being "architecture" or "weights". autocast: dtype of mixed precision, or
-    None; in float16 the optimizer must hold all parameters of its step, because it unscales their gradients. After a
-    step `gradient_norm` is the norm before the clip. Parameters that you froze stay frozen.
+    function (role, k) that returns one, role being "architecture" or "weights". autocast: torch.bfloat16 for mixed
+    precision; gradients are not scaled, as float16 would need. After a step `gradient_norm` is the norm before the
+    clip. Parameters that you froze stay frozen.
     """
 
     def __init__(
         self, net, samples=7, clip=5.0, generator=None, *, architecture_clip=None, architecture_reduction="mean",
         weight_reduction="sum", autocast=None,
     ):  # fmt: skip
-        samples = tuple(samples) if isinstance(samples, (tuple, list)) else (samples, samples)
-        if len(samples) != 2 or any(type(count) is not int or count < 1 for count in samples):
-            raise ValueError(f"samples is {samples}; it must be a positive whole number, or two of them")
-        if not {architecture_reduction, weight_reduction} <= {"mean", "sum"}:
-            raise ValueError("a reduction is mean or sum")
-        if not (generator is None or callable(generator) or isinstance(generator, torch.Generator)):
-            raise ValueError("generator must be a torch.Generator or a function (role, k) that returns one")
-        self.net, self.samples, self.generator, self.autocast = net, samples, generator, autocast
+        self.samples = (samples, samples) if isinstance(samples, int) else tuple(samples)
+        if min(self.samples) < 1 or not {architecture_reduction, weight_reduction} <= {"mean", "sum"}:
+            raise ValueError(f"samples is {samples}; it must be at least 1. A reduction is mean or sum")
+        self.net, self.generator, self.autocast = net, generator, autocast
         self.architecture_clip, self.clip = architecture_clip, clip
         self.architecture_reduction, self.weight_reduction = architecture_reduction, weight_reduction
-        device = next(net.parameters()).device.type
-        self.scaler = torch.amp.GradScaler(device, enabled=autocast is torch.float16)  # disabled it does nothing
         self.gradient_norm = None
 
     def architecture_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
@@ -155,7 +149,7 @@ class Architect:
                 losses.append(loss.detach())
                 loss = loss / len(archs) if self.architecture_reduction == "mean" else loss
                 its_gates = [gate for z in arch.values() for gate in (z.B, z.A) if gate.requires_grad]
-                gradients += torch.autograd.grad(self.scaler.scale(loss), its_gates, materialize_grads=True)
+                gradients += torch.autograd.grad(loss, its_gates, materialize_grads=True)
                 gates += its_gates
         for p in parameters:  # Adam moves all entries of alpha and beta in every step
             p.grad = torch.zeros_like(p)
@@ -176,7 +170,7 @@ class Architect:
             loss = self._loss(images, labels, {kind: Choice(z.inputs, z.ops) for kind, z in arch.items()})
             losses.append(loss.detach())
             loss = loss / len(archs) if self.weight_reduction == "mean" else loss
-            self.scaler.scale(loss).backward()  # adds to .grad, and frees this sub-network
+            loss.backward()  # adds to .grad, and frees this sub-network
         return self._update(parameters, losses, self.clip, optimizer)
 
     def _sample(self, role: str, count: int, tau: float) -> list:
@@ -189,10 +183,8 @@ class Architect:
 
     def _update(self, parameters: list, losses: list, clip: float | None, optimizer) -> Tensor:
         loss = average_over_ranks(parameters, torch.stack(losses).mean())
-        self.scaler.unscale_(optimizer)
         self.gradient_norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf).detach()
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        optimizer.step()
         return loss
 
 
@@ -268,8 +260,7 @@ class Supernet(nn.Module):
         self.family = check_space(self.space)
         if topology == "none" and not self.family.ops_on_edges:
             raise ValueError("a 1shot1 cell cannot be derived without topology parameters; use topology v2 or v1")
-        inputs = {kind: [range(n) for n in self.space.candidates] for kind in self.space.ops}
-        self.body = self.family(self.space.ops, inputs, channels, cells, classes, False, recompute, imagenet)
+        self.body = self.family(self.space.ops, channels, cells, classes, recompute=recompute, imagenet=imagenet)
         keeps = self.space.candidates if topology == "none" else self.space.picks
         firsts = itertools.accumulate(self.space.candidates, initial=0)
         self.nodes = list(zip(firsts, self.space.candidates, keeps))  # a node's first edge, its inputs, those it keeps
@@ -350,7 +341,7 @@ class Supernet(nn.Module):
         cells = {}
         for kind, alpha in self.alpha.items():
             inputs, ops = [], alpha.argmax(-1).tolist()
-            scored = None if rule == "sequential" and self.topology != "none" else ops
+            scored = [] if rule == "sequential" and self.topology != "none" else ops
             for j, (_, n, k) in enumerate(self.nodes):
                 k = k if self.family.gdas_keeps_all_edges else self.space.picks[j]  # they differ in topology "none"
                 subsets = itertools.combinations(range(n), k)
@@ -371,15 +362,14 @@ class Supernet(nn.Module):
             terms += [self._log_p(kind, j, inputs, z.ops, exact) for j, inputs in enumerate(z.inputs)]
         return torch.stack(terms).sum()
 
-    def _log_p(self, kind: str, j: int, inputs, ops: list | None, exact: bool) -> Tensor:
-        """log p(e) p(o|e) of node j: of its inputs, and of the operations on them (ops None: p(e) alone)."""
+    def _log_p(self, kind: str, j: int, inputs, ops: list, exact: bool) -> Tensor:
+        """log p(e) p(o|e) of node j: of its inputs, and of the operations on them; log p(e) where `ops` is empty."""
         first, n, _ = self.nodes[j]
         log_alpha = F.log_softmax(self.alpha[kind], -1)
         log_p = log_alpha.new_zeros(())
         if self.topology != "none":
             log_p = log_p_inputs(self.topology, self.beta_by_node(kind)[j], n, tuple(inputs), exact)
-        rows = [first + i for i in inputs] if self.family.ops_on_edges else [j]
-        for row in rows if ops is not None else ():
+        for row in [first + i for i in inputs] if self.family.ops_on_edges else [j]:
             if row < len(ops):  # the output node of 1shot1 has no operation
                 log_p = log_p + log_alpha[row, ops[row]]
         return log_p
@@ -408,32 +398,20 @@ class Supernet(nn.Module):
 
 
 def check_space(space: Space):
-    """The family of a space. ValueError if its cells cannot be searched or decoded."""
+    """The family of a space. ValueError if its fields do not fit together."""
     if space.family not in FAMILIES:
         raise ValueError(f"no family {space.family!r}; there are {', '.join(FAMILIES)}")
-    family, nodes = FAMILIES[space.family], len(space.picks)
-    candidates = tuple(range(family.cell_inputs, family.cell_inputs + nodes))
-    rows = sum(candidates) if family.ops_on_edges else nodes - 1
-    good = tuple(space.candidates) == candidates and nodes == (family.node_count or max(nodes, 1))
-    for pick, n in zip(space.picks, candidates):
-        good = good and 1 <= pick <= n and family.node_inputs in (None, pick)
+    family = FAMILIES[space.family]
+    candidates = [family.cell_inputs + j for j in range(len(space.picks))]
+    if list(space.candidates) != candidates or not all(1 <= k <= n for k, n in zip(space.picks, candidates)):
+        raise ValueError(f"candidates must be {candidates}, and each of picks from 1 to its candidates")
+    rows = sum(candidates) if family.ops_on_edges else len(candidates) - 1
+    good = set(space.ops) == set(family.kinds)
     for ops in space.ops.values():
-        good = good and len(ops) == rows and len(set(map(len, ops))) == 1 and len(ops[0]) > 0
-    if not good or set(space.ops) != set(family.kinds):
-        raise ValueError(
-            f"a space of the family {space.family} with these {nodes} nodes needs candidates {candidates}, picks that "
-            f"fit, and for each cell type {', '.join(family.kinds)} {rows} rows of as many op names"
-        )
-    for name in itertools.chain(*itertools.chain(*space.ops.values())):
-        primitive(family, name)
+        good = good and len(ops) == rows and len(set(map(len, ops))) == 1
+    if not good:
+        raise ValueError(f"ops must have {rows} rows of as many op names for each cell type: {', '.join(family.kinds)}")
     return family
-
-
-def primitive(family, name: str):
-    """The constructor of an operation. ValueError if the family has none of this name."""
-    if name not in family.primitives:
-        raise ValueError(f"no op is called {name!r}; there are {', '.join(family.primitives)}")
-    return family.primitives[name]
 
 
 class Body(nn.Module):
@@ -441,14 +419,13 @@ class Body(nn.Module):
 
     The supernet uses it with all candidates, the derived network with one per row. `affine` is true in the derived
     network alone; more than the batch norms depends on it. A family of spaces is a subclass, with `encode` and `decode`
-    between its genotypes and {cell type: (inputs per node, op name or None per row)}. Its constructor gets by cell type
-    `ops`, rows of op names, and `inputs`, those that each node may have.
+    between its genotypes and {cell type: (inputs per node, op name or None per row)}. Its constructor gets `ops`, the
+    rows of op names by cell type.
     """
 
     primitives: dict  # op name -> constructor(channels, stride, affine) of a module
     kinds: tuple  # cell types
     cell_inputs = 1  # inputs of a cell, which come before its nodes
-    node_count = node_inputs = None  # nodes of a cell, inputs that a node keeps; None: free
     ops_on_edges = True  # or on nodes
     gdas_keeps_all_edges = False  # in the cell that GDAS derives
 
@@ -467,7 +444,9 @@ class Body(nn.Module):
         return nn.ModuleList(nn.ModuleList(self._make(op, c, s) for op in row) for row, s in zip(rows, strides))
 
     def _make(self, name: str, c: int, stride: int) -> nn.Module:
-        op = primitive(self, name)(c, stride, self.affine)
+        if name not in self.primitives:
+            raise ValueError(f"no op is called {name!r}; there are {', '.join(self.primitives)}")
+        op = self.primitives[name](c, stride, self.affine)
         op = op if isinstance(op, Op) else Op(op)
         return DropPath(op) if self.affine and not isinstance(op.layers, nn.Identity) else op
 
@@ -649,10 +628,10 @@ def concatenate(states: list) -> Tensor:
 class DartsBody(Body):
     """DARTS's network, with reduction cells at a third and two thirds of the depth."""
 
-    primitives, kinds, cell_inputs, node_inputs = PRIMITIVES, ("normal", "reduce"), 2, 2
+    primitives, kinds, cell_inputs = PRIMITIVES, ("normal", "reduce"), 2
 
     def __init__(
-        self, ops, inputs, channels, cells, classes, affine=False, recompute=False, imagenet=False, auxiliary=False,
+        self, ops, channels, cells, classes, affine=False, recompute=False, imagenet=False, auxiliary=False,
         concat=None,
     ):  # fmt: skip
         super().__init__(channels, cells, classes, affine, recompute, imagenet)
@@ -667,10 +646,11 @@ class DartsBody(Body):
         for index in range(cells):
             kind = "reduce" if index in (cells // 3, 2 * cells // 3) else "normal"
             channels *= 2 if kind == "reduce" else 1
-            last = 2 + len(inputs[kind])
-            strides = [2 if kind == "reduce" and i < 2 else 1 for j in range(2, last) for i in range(j)]
-            edges = self.operations(ops[kind], channels, strides)
-            nodes = concat[kind] if concat else range(2, last)
+            rows = ops[kind]
+            sources = [i for j in range(2, 2 + len(rows)) for i in range(j)][: len(rows)]  # of the edges, node by node
+            strides = [2 if kind == "reduce" and i < 2 else 1 for i in sources]
+            edges = self.operations(rows, channels, strides)
+            nodes = concat[kind] if concat else range(2, 2 + sources.count(0))
             self.cells.append(DartsCell(edges, nodes, c_prev_prev, c_prev, channels, affine, reduction_prev))
             self.kinds_of_cells.append(kind)
             c_prev_prev, c_prev, reduction_prev = c_prev, channels * len(nodes), kind == "reduce"
@@ -737,12 +717,9 @@ class AuxiliaryHead(nn.Module):
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        sides = x.shape[2:]
+        x, sides = F.relu(x), x.shape[2:]
         if sides == (self.size, self.size):
             x = self.pool(x)
-        elif sides == (1, 1):
-            x = x.expand(-1, -1, 2, 2)
         else:  # F.adaptive_avg_pool2d(x, 2), whose own gradient is not deterministic on CUDA
             x = F.avg_pool2d(x, [(side + 1) // 2 for side in sides], [side // 2 for side in sides])
         return self.classifier(self.layers(x).flatten(1))
@@ -812,9 +789,9 @@ class NB201Body(Body):
         "nor_conv_3x3": lambda c, stride, affine: conv_norm(c, c, 3, affine),
         "avg_pool_3x3": lambda c, stride, affine: pool("avg", 1),
     }
-    kinds, node_count, gdas_keeps_all_edges = ("cell",), 3, True
+    kinds, gdas_keeps_all_edges = ("cell",), True
 
-    def __init__(self, ops, inputs, channels, cells, classes, affine=False, recompute=False, imagenet=False):
+    def __init__(self, ops, channels, cells, classes, affine=False, recompute=False, imagenet=False):
         super().__init__(channels, cells, classes, affine, recompute, imagenet)
         self.stem, self.stages = nn.Sequential(*self.conv3x3(3, channels)), nn.ModuleList()
         for stage in range(3):
@@ -876,15 +853,13 @@ class OneShotCell(nn.Module):
 
     The output concatenates the nodes, zeros for those that it does not keep, and adds its projection of x_0 if it
     keeps x_0.
-    projects: which nodes may read x_0, the output last.
     """
 
-    def __init__(self, ops, projects, c_in, c, affine):
+    def __init__(self, ops, c_in, c, affine):
         super().__init__()
-        self.channels, self.project, widths = c, nn.ModuleList(), [c] * len(ops) + [c * len(ops)]
-        for width, reads in zip(widths, projects):
-            self.project.append(conv_norm_relu(c_in, width, 1, affine) if reads else nn.Identity())
-        self.ops = ops
+        widths = [c] * len(ops) + [c * len(ops)]
+        self.project = nn.ModuleList(conv_norm_relu(c_in, width, 1, affine) for width in widths)
+        self.ops, self.channels = ops, c
 
     def forward(self, x: Tensor, z: Choice) -> Tensor:
         *nodes, output = z.inputs
@@ -893,7 +868,7 @@ class OneShotCell(nn.Module):
         states, first = [x], 0  # first: the node's first edge
         for j, inputs in enumerate(nodes):
             terms = [scaled(states[i] if i else self.project[j](x), B[first + i]) for i in inputs]
-            states.append(self.ops[j][z.ops[j]](sum(terms[1:], terms[0]), A[j]) if terms else None)
+            states.append(self.ops[j][z.ops[j]](sum(terms[1:], terms[0]), A[j]))
             first += j + 1
         blank = x.new_zeros(len(x), self.channels, *x.shape[2:]).contiguous(memory_format=MEMORY_FORMAT)
         kept = [blank if i not in output else scaled(states[i], B[first + i]) for i in range(1, len(states))]
@@ -914,16 +889,15 @@ class OneShotBody(Body):
     }
     kinds, ops_on_edges = ("cell",), False
 
-    def __init__(self, ops, inputs, channels, cells, classes, affine=False, recompute=False, imagenet=False):
+    def __init__(self, ops, channels, cells, classes, affine=False, recompute=False, imagenet=False):
         super().__init__(channels, cells, classes, affine, recompute, imagenet)
         self.stem, self.cells = nn.Sequential(*self.conv3x3(3, channels)), nn.ModuleList()
         c_in, rows = channels, ops["cell"]
-        projects = [0 in kept for kept in inputs["cell"]]
         for index in range(cells):
             if index > 0 and index in (cells // 3, 2 * cells // 3):
                 self.cells.append(nn.MaxPool2d(2, 2, 1))
                 channels *= 2
-            self.cells.append(OneShotCell(self.operations(rows, channels), projects, c_in, channels, affine))
+            self.cells.append(OneShotCell(self.operations(rows, channels), c_in, channels, affine))
             c_in = channels * len(rows)
         self.postprocess = conv_norm(c_in, channels, 1, affine)
         self.classifier = nn.Linear(channels, classes)
@@ -962,25 +936,6 @@ def family_of(genotype):
     return FAMILY_OF[type(genotype)]
 
 
-def reached(family, inputs: list, names: list, output: set) -> tuple:
-    """A cell without what its output does not depend on: inputs per node, and op name or None per row.
-
-    ValueError if an input is not there, or if the output does not depend on the cell's input.
-    """
-    first, needed = family.cell_inputs, set(output)  # first: the number of the first node, behind the cell's inputs
-    for j, kept in reversed(list(enumerate(inputs, first))):
-        needed |= set(kept) if j in needed else set()
-        if not set(kept) <= set(range(j)):
-            raise ValueError(f"node {j} has the inputs {kept}; it can have those below {j}")
-    if not needed & set(range(first)):
-        raise ValueError("the output of the cell does not depend on its input")
-    inputs = [kept if j in needed else [] for j, kept in enumerate(inputs, first)]
-    used = [bool(kept) for kept in inputs]
-    if family.ops_on_edges:
-        used = [i in kept for j, kept in enumerate(inputs, first) for i in range(j)]
-    return inputs, [name if run else None for name, run in zip(names, used)]
-
-
 class DropPath(nn.Module):
     """In training an image loses the output of the operation with probability `rate`; the others are scaled up."""
 
@@ -998,7 +953,7 @@ class DropPath(nn.Module):
 
 
 class Network(nn.Module):
-    """The network of a genotype, to be trained from scratch, without operations that its output does not depend on.
+    """The network of a genotype, to be trained from scratch.
 
     cells: in all; for nb201 per stage. auxiliary: a second classifier in training (DARTS alone has one). drop_path: its
     rate, which set_drop_path changes. imagenet: the stem of stride 8. ValueError for arguments that do not fit.
@@ -1006,16 +961,14 @@ class Network(nn.Module):
 
     def __init__(self, genotype, channels=36, cells=20, classes=10, auxiliary=True, drop_path=0.2, imagenet=False):
         super().__init__()
-        family = family_of(genotype)
-        ops, inputs, self.arch = {}, {}, {}
-        concat = dict(normal=genotype.normal_concat, reduce=genotype.reduce_concat) if family is DartsBody else {}
-        for kind, (kept, names) in family.decode(genotype).items():
-            output = concat.get(kind, [family.cell_inputs + len(kept) - 1])
-            inputs[kind], names = reached(family, kept, names, output)
+        family, ops, self.arch, settings = family_of(genotype), {}, {}, {}
+        for kind, (inputs, names) in family.decode(genotype).items():
             ops[kind] = [() if name is None else (name,) for name in names]
-            self.arch[kind] = Choice(inputs[kind], [0] * len(names))
-        settings = dict(auxiliary=auxiliary, concat=concat) if family is DartsBody else {}
-        self.body = family(ops, inputs, channels, cells, classes, affine=True, imagenet=imagenet, **settings)
+            self.arch[kind] = Choice(inputs, [0] * len(names))
+        if family is DartsBody:
+            concat = dict(normal=genotype.normal_concat, reduce=genotype.reduce_concat)
+            settings = dict(auxiliary=auxiliary, concat=concat)
+        self.body = family(ops, channels, cells, classes, affine=True, imagenet=imagenet, **settings)
         self.set_drop_path(drop_path)
         self.to(memory_format=MEMORY_FORMAT)
 

@@ -247,8 +247,15 @@ def reaches(edges, start, end):
     return start == end or any(reaches(edges, to, end) for source, to in edges if source == start)
 
 
+def used_by(y, parameters):
+    """The parameters on which y depends."""
+    parameters = list(parameters)
+    grads = torch.autograd.grad(y.sum(), parameters, allow_unused=True, retain_graph=True)
+    return [p for p, grad in zip(parameters, grads) if grad is not None]
+
+
 class Plain:
-    """The published networks, from the parameters of one of rome's, in order; what no path needs has none.
+    """The published networks, from those parameters of one of rome's that its output needs, in order.
 
     affine: the derived network, whose batch norms have scales; else the supernet. A node: a list of (op, input, gate).
     """
@@ -369,8 +376,7 @@ def test_sub_network_is_the_published_one_with_every_gate_at_its_op(space, seed)
     arch = with_random_gates(net, net.sample(1.0, generator(seed)))
     gates = [gate for z in arch.values() for gate in (z.B, z.A)]
     logits = net(images, arch)
-    grads = torch.autograd.grad(logits.square().sum(), net.weights(), allow_unused=True, retain_graph=True)
-    used = [p for p, grad in zip(net.weights(), grads) if grad is not None]
+    used = used_by(logits, net.weights())
     plain, nodes = Plain(used, affine=False), {}
     for kind, z in arch.items():
         names = [row[op] for row, op in zip(net.space.ops[kind], z.ops)]
@@ -403,12 +409,12 @@ def nb201_nodes(ops):
     return [[(op, i, 1) for (i, to), op in zip(NB201_EDGES, ops) if to == j and op != "none"] for j in (1, 2, 3)]
 
 
-def assert_same_network(model, outputs, expected, plain):
-    """Equal outputs and gradients; every parameter has a gradient, and the plain network has taken each."""
+def assert_same_network(used, outputs, expected, plain):
+    """Equal outputs and gradients of the used parameters, each of which the plain network has taken."""
     assert next(plain.parameters, None) is None
     results = []
     for y in (outputs, expected):
-        results.append((*y, *torch.autograd.grad(sum(part.square().sum() for part in y), list(model.parameters()))))
+        results.append((*y, *torch.autograd.grad(sum(part.square().sum() for part in y), used)))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
 
 
@@ -423,11 +429,11 @@ def test_darts_network_is_the_published_one(name, imagenet):
     images = batch(2, 224 if imagenet else 32)[0]
     plain = Plain(model.parameters(), affine=True)
     logits, middle = plain.darts(nodes, images, 5, imagenet)
-    assert_same_network(model, model(images), (logits, plain.auxiliary(middle, imagenet)), plain)
+    assert_same_network(list(model.parameters()), model(images), (logits, plain.auxiliary(middle, imagenet)), plain)
     assert model.eval()(images)[1] is None
 
 
-def test_nb201_networks_are_the_published_ones_without_what_no_path_needs():
+def test_nb201_networks_are_the_published_ones():
     draw, images, dead = random.Random(0), batch(size=16)[0], 0
     for _ in range(30):
         ops = [draw.choice(NB201_OPS) for _ in NB201_EDGES]
@@ -436,22 +442,24 @@ def test_nb201_networks_are_the_published_ones_without_what_no_path_needs():
             continue
         dead += not (reaches(edges, 1, 3) and reaches(edges, 2, 3))
         model = rome.Network(NB201_TEXT.format(*ops), channels=4, cells=1, classes=5, drop_path=0.0).double()
-        plain = Plain(model.parameters(), affine=True)
-        assert_same_network(model, model(images)[:1], [plain.nb201(nb201_nodes(ops), images)], plain)
+        outputs = model(images)[:1]
+        plain = Plain(used := used_by(outputs[0], model.parameters()), affine=True)
+        assert_same_network(used, outputs, [plain.nb201(nb201_nodes(ops), images)], plain)
     assert dead > 3
 
 
 @pytest.mark.parametrize("space", ["1shot1-1", "1shot1-2", "1shot1-3"])
-def test_1shot1_networks_are_the_published_ones_without_what_no_path_needs(space):
+def test_1shot1_networks_are_the_published_ones(space):
     net, images = tiny(space, cells=1, channels=2), batch(size=16)[0]
     for seed in range(6):
         genotype = net.cell(net.sample(1.0, generator(seed)))
         genotype = genotype._replace(ops=("conv1x1-bn-relu", *genotype.ops[1:]))  # the table's own, of no space
         model = rome.Network(genotype, channels=4, cells=3, classes=5, drop_path=0.0).double()
-        plain = Plain(model.parameters(), affine=True)
+        outputs = model(images)[:1]
+        plain = Plain(used := used_by(outputs[0], model.parameters()), affine=True)
         A, B = [1.0] * len(genotype.ops), defaultdict(lambda: 1.0)
         expected = plain.one_shot(*genotype, images, 3, A, B)
-        assert_same_network(model, model(images)[:1], [expected], plain)
+        assert_same_network(used, outputs, [expected], plain)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -721,10 +729,10 @@ def s2_cell(function, **changes):
 
 REFUSED = {
     "rows of unequal length": lambda: tiny(S2._replace(ops={"normal": ROWS[1:] + ((SEP,),), "reduce": ROWS})),
-    "unknown op": lambda: tiny(S2._replace(ops={"normal": (("x", SEP),) * 14, "reduce": ROWS}), cells=1),
-    "rows without ops": lambda: tiny(S2._replace(ops={"normal": ((),) * 14, "reduce": ((),) * 14})),
-    "one input": lambda: tiny(S2._replace(picks=(1, 1, 1, 1))),
-    "three inputs": lambda: tiny(S2._replace(picks=(2, 3, 3, 3))),
+    "unknown op": lambda: tiny(S2._replace(ops={"normal": (("x", SEP),) * 14, "reduce": ROWS})),
+    "one input": lambda: tiny(S2._replace(picks=(1, 1, 1, 1))).genotype(),
+    "three inputs": lambda: tiny(S2._replace(picks=(2, 3, 3, 3))).genotype(),
+    "a random cell": lambda: genotypes.random_cell(S2._replace(candidates=(1, 2, 3, 4))),
     "family": lambda: tiny(S2._replace(family="x")),
     "no input": lambda: tiny(rome.SPACES["nb201"]._replace(picks=(0, 1, 1))),
     "space": lambda: tiny("x"),
@@ -735,9 +743,6 @@ REFUSED = {
     "tau": lambda: tiny("s2").sample(1e-40),
     "tau 0": lambda: rome.gumbel_top_k(torch.zeros(3), 2, 0.0, torch.zeros(3)),
     "no samples": lambda: rome.Architect(tiny("s2"), (2, 0)),
-    "half a sample": lambda: rome.Architect(tiny("s2"), 1.5),
-    "two and a half": lambda: rome.Architect(tiny("s2"), (1, 2.5)),
-    "generator": lambda: rome.Architect(tiny("s2"), generator=[generator()]),
     "reduction": lambda: rome.Architect(tiny("s2"), weight_reduction="max"),
     "no beta": lambda: tiny("s2", "none").log_prob(tiny("s2").genotype()),
     "op of another space": lambda: s2_cell("log_prob", normal=[("max_pool_3x3", 0), (SEP, 1), *G.normal[2:]]),
@@ -746,7 +751,6 @@ REFUSED = {
     "a name": lambda: rome.Network("DARTS_V2"),
     "unknown op to train": lambda: rome.Network(G._replace(normal=[("x", 0), *G.normal[1:]])),
     "an input twice to train": lambda: rome.Network(G._replace(normal=[(SEP, 0), (SKIP, 0), *G.normal[2:]])),
-    "no such input to train": lambda: rome.Network(G._replace(normal=[(SEP, 0), (SKIP, 2), *G.normal[2:]])),
     "drop path": lambda: rome.Network(G, drop_path=1.0),
 }
 
@@ -885,7 +889,7 @@ def test_drop_path_follows_its_rate_keeps_the_mean_and_spares_identities():
 
 
 @pytest.mark.parametrize("imagenet", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8, 16])
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 8, 16])
 def test_auxiliary_head_pools_as_published_or_adaptively(monkeypatch, size, imagenet):
     head, x, pooled = rome.AuxiliaryHead(4, 5, imagenet), torch.randn(3, 4, size, size, requires_grad=True), []
     head.layers.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
@@ -1312,21 +1316,17 @@ def test_a_run_stopped_in_mid_epoch_goes_on_to_the_same_bits(number, folder, sea
     assert_equal_runs(searched / "retrain", out / "retrain")
 
 
-@pytest.mark.parametrize("damage", ["half", "byte", "format", "code", "other network"])
+@pytest.mark.parametrize("damage", ["half", "format", "code", "other network"])
 def test_a_broken_checkpoint_is_refused_in_one_line(damage, folder, searched, tmp_path, capsys):
     out = tmp_path / "broken"
     shutil.copytree(searched, out)
     data, state = (out / "last.pt").read_bytes(), torch.load(out / "last.pt", weights_only=True)
     if damage == "half":
         (out / "last.pt").write_bytes(data[: len(data) // 2])
-    elif damage == "byte":  # inside a tensor: torch.load alone does not see it
-        weight = state["net"]["alpha.normal"].numpy().tobytes()
-        assert data.count(weight) == 1
-        (out / "last.pt").write_bytes(data.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
     elif damage == "format":
         torch.save(state | {"format": 1}, out / "last.pt")
     elif damage == "code":
-        torch.save({"format": 3, "stage": Path}, out / "last.pt")
+        torch.save({"format": 4, "stage": Path}, out / "last.pt")
     else:
         torch.save(state | {"net": dict(list(state["net"].items())[1:])}, out / "last.pt")
     before = (out / "last.pt").read_bytes()
@@ -1396,26 +1396,12 @@ def test_fused_optimizers_as_on_cuda_take_the_same_steps(stage, folder, tmp_path
         assert torch.allclose(plain[name], fused[name], rtol=1e-3, atol=1e-4), name
 
 
-def test_a_first_step_that_loss_scaling_skips_leaves_no_uninitialised_momentum():
-    weight = torch.nn.Parameter(torch.ones(4))
-    sgd = train.make_sgd([weight], dict(lr=0.1, momentum=0.9, weight_decay=0.0), fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for factor in (math.inf, 1.0):
-        sgd.zero_grad()
-        scaler.scale(weight.sum() * factor).backward()
-        scaler.step(sgd)
-        scaler.update()
-    assert torch.equal(sgd.state[weight]["momentum_buffer"], torch.ones(4))
-    assert torch.allclose(weight, torch.full((4,), 0.9))
-
-
-def test_amp_takes_bfloat16_only_where_the_hardware_has_it(monkeypatch):
-    for has in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: (
-            has or including_emulation
-        ))  # fmt: skip
-        dtype = train.precision(dict(amp=True), torch.device("cuda"))
-        assert dtype is (torch.bfloat16 if has else torch.float16)
+def test_amp_is_refused_where_the_hardware_has_no_bfloat16(monkeypatch):
+    for name, value in dict(is_available=True, set_device=None).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(ValueError, match="bfloat16"):
+        train.set_up(train.configure("search", dict(device="cuda", amp=True)))
 
 
 @pytest.mark.parametrize("stage", ["search", "retrain"])
@@ -1437,16 +1423,6 @@ def test_a_nan_ends_in_status_3_and_no_checkpoint_holds_it(stage, folder, tmp_pa
     assert all(value.isfinite().all() for value in state["net" if stage == "search" else "network"].values())
 
 
-@pytest.mark.parametrize("stage", ["search", "retrain"])
-def test_steps_skipped_by_loss_scaling_are_counted_and_shown(stage, folder, tmp_path, capsys, monkeypatch):
-    """float16 on a CPU, whose first scale, 65536, is too large for the gradients."""
-    monkeypatch.setattr(train, "precision", lambda config, device: torch.float16)
-    assert train.main(flags(folder, tmp_path / "run", "--amp", "--steps-per-epoch", 4, stage=stage)) == 0
-    count = int(metrics_of(tmp_path / "run")[0]["skipped"])
-    assert 1 <= count <= (8 if stage == "search" else 4)  # a step of the search has two updates
-    assert f", {count} updates skipped by loss scaling" in capsys.readouterr().out
-
-
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -1454,8 +1430,8 @@ def test_steps_skipped_by_loss_scaling_are_counted_and_shown(stage, folder, tmp_
     "words, says",
     [
         ("search --nonsense", "--nonsense"),
-        ("search --space s9", "must be one of darts, s1"),
-        ("search --dataset cifr10", "did you mean cifar10?"),
+        ("search --space s9", "choose from"),
+        ("search --dataset cifr10", "cifar10"),
         ("search --epochs 0", "--epochs must be a whole number from 1 to"),
         ("search --lr nan", "--lr must be a number from"),
         ("search --quick --retrain-epochs 3", "without --retrain"),
@@ -1911,7 +1887,6 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     for name, code in SCRIPTS.items():
         Path(name).write_text(code)
     runpy.run_path("loop.py")
-    monkeypatch.setattr(rome, "SPACES", dict(rome.SPACES))
     runpy.run_path("own.py")
     losses = re.findall(r"loss ([\d.]+)", capsys.readouterr().out)
     assert float(losses[-1]) < float(losses[0]) / 2
@@ -1923,7 +1898,7 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
             assert train.main(words + more) == 0, words
     shown = capsys.readouterr().out
     assert len(re.findall(r"^photos/test/\S+  (?:cat|dog)  [01]\.\d{4}$", shown, re.MULTILINE)) == 2
-    assert rome.PRIMITIVES.pop("grouped") and Path("runs/own/retrain/last.pt").exists()
+    assert rome.SPACES.pop("small") and rome.PRIMITIVES.pop("grouped") and Path("runs/own/retrain/last.pt").exists()
     runpy.run_path("export.py")
     images = torch.randn(5, 3, 32, 32)
     exported, _ = torch.export.load("photos.pt2").module()(images)

@@ -11,7 +11,6 @@ uninterrupted one bit for bit, and the number of workers changes nothing.
 import argparse
 import contextlib
 import csv
-import difflib
 import functools
 import hashlib
 import io
@@ -26,8 +25,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -300,7 +297,7 @@ def halves(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 # ----------------------------------------------------------------------------------------------------------------------
 # 3. The folder of a run
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 # Settings that may change when a run is resumed: they do not change its result.
 FREE = set("resume out device workers data quiet save_minutes cache_gib retrain config table baseline".split())
 FREE |= {f"retrain_{name}" for name in RETRAIN_FLAGS}
@@ -358,7 +355,7 @@ class Run:
         `classes` of the images.
         """
         self.parts, self.names, self.steps, self.about = parts, names, steps, about
-        self.sums = torch.zeros(2, len(names), device=self.device)  # of the numbers; how often each was not finite
+        self.sums = torch.zeros(len(names), device=self.device)  # of the numbers of this epoch
         if self.state:
             self._restore(self.state)
         cuda, threads = self.device.type == "cuda", torch.get_num_threads()
@@ -402,8 +399,7 @@ class Run:
         The numbers stay on the device, which so never waits; every 50 steps they are checked.
         """
         self.step, self.images, self.done, self.left = self.step + 1, self.images + images, self.done + 1, self.left - 1
-        values = torch.stack([numbers[name].detach().float() for name in self.names])
-        self.sums += torch.stack([values.nan_to_num(0, 0, 0), (~values.isfinite()).float()])
+        self.sums += torch.stack([numbers[name].detach().float() for name in self.names])
         now = time.perf_counter()
         if self.done == 1:
             self.begin = now  # the first step also warms up
@@ -425,20 +421,18 @@ class Run:
     def place(self) -> str:
         return f"epoch {self.epoch + 1}/{self.config['epochs']}, step {self.step}/{self.steps}"
 
-    def check(self) -> None:
-        """Raises NumbersError if a number of this epoch was not finite; gradients that loss scaling skips may be."""
-        scaled = self.parts["scaler"].is_enabled()
-        for name, count in zip(self.names, self.sums[1].tolist()):
-            if count and not (scaled and name.startswith("gradient")):
+    def check(self) -> dict:
+        """The sums of the numbers over this epoch. Raises NumbersError if one is not finite."""
+        sums = dict(zip(self.names, self.sums.tolist()))
+        for name, total in sums.items():
+            if not math.isfinite(total):
                 hint = "is not finite; lower --lr or --clip, or go without --amp"
                 raise NumbersError(f"{self.place()}: {name.replace('_', ' ')} {hint}")
+        return sums
 
     def means(self) -> dict:
-        """The means of a step's numbers over this epoch, and how many steps loss scaling skipped."""
-        self.check()
-        sums, bad = self.sums.tolist()
-        means = {name: total / self.steps for name, total in zip(self.names, sums)}
-        return means | dict(skipped=round(sum(bad)))
+        """The means of a step's numbers over this epoch."""
+        return {name: total / self.steps for name, total in self.check().items()}
 
     def end_epoch(self, row: dict) -> str:
         """Writes a row of metrics.csv and a checkpoint. Returns the end of the epoch's line in the log."""
@@ -456,9 +450,8 @@ class Run:
             writer.writerows(self.rows)
             genotypes.write(self.folder / "metrics.csv", text.getvalue().encode())
         self.save()
-        skipped = f"{row['skipped']} updates skipped by loss scaling, " if row["skipped"] else ""
         shown = f"{speed:.0f}" if speed else "-"
-        return f"{skipped}{shown} images/s, {peak:.0f} MiB, {self.time_left()} left"
+        return f"{shown} images/s, {peak:.0f} MiB, {self.time_left()} left"
 
     def time_left(self) -> str:
         seconds = (time.perf_counter() - self.begin) / max(1, self.done - 1) * self.left
@@ -491,14 +484,9 @@ class Run:
 
 
 def load_checkpoint(path: Path, stage: str = "search") -> dict:
-    """The checkpoint of a search or retrain. ValueError if it is broken; torch.load alone does not check its sums."""
+    """The checkpoint of a search or retrain. ValueError if it is broken."""
     try:
-        with zipfile.ZipFile(path) as file:
-            if file.testzip():
-                raise ValueError("its sums are wrong")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about files that it did not write
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"it has format {state['format']}, not {CHECKPOINT_FORMAT}")
         if state["stage"] != stage:
@@ -572,25 +560,18 @@ def set_up(config: dict) -> torch.device:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = not config["deterministic"]
+        if config["amp"] and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError("--amp: this device does not compute in bfloat16")
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config["deterministic"])
     return device
 
 
-def precision(config: dict, device: torch.device) -> torch.dtype | None:
-    """The dtype of --amp: bfloat16 where the hardware has it, else float16."""
-    if not config["amp"]:
-        return None
-    on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if on_cuda or device.type == "cpu" else torch.float16
-
-
 def make_sgd(parameters, config: dict, fused: bool) -> torch.optim.SGD:
     """SGD whose momentum starts from zeros, which changes no step.
 
-    An operation may get its first gradient at a later step than another, and loss scaling may skip the first step.
-    Fused SGD takes no missing buffer in the first case, and leaves an uninitialised one in the second.
+    An operation may get its first gradient at a later step than another; there fused SGD takes no missing buffer.
     """
     sgd = torch.optim.SGD(
         parameters, config["lr"], config["momentum"], weight_decay=config["weight_decay"],
@@ -646,7 +627,7 @@ def build_search(config: dict, classes: int, device: torch.device, place: list) 
         net, (config["samples_alpha"], config["samples_theta"]), config["clip"] or None,
         lambda role, k: keyed(config["seed"], "sample", role, *place, rank_and_world()[0], k),
         architecture_clip=config["alpha_clip"] or None, architecture_reduction=config["alpha_reduction"],
-        weight_reduction=config["theta_reduction"], autocast=precision(config, device),
+        weight_reduction=config["theta_reduction"], autocast=torch.bfloat16 if config["amp"] else None,
     )  # fmt: skip
     sgd = make_sgd(net.weights(), config, on_cuda(device))
     adam = torch.optim.Adam(
@@ -695,7 +676,7 @@ def search(config: dict, command: list[str]):
 
     place = [0, 0]  # epoch, step
     net, architect, sgd, adam = build_search(config, classes, device, place)
-    parts = dict(net=net, scaler=architect.scaler, sgd=sgd, adam=adam)
+    parts = dict(net=net, sgd=sgd, adam=adam)
     names = ("loss_alpha", "loss_theta", "gradient_norm_alpha", "gradient_norm", "clipped")
     steps = config["steps_per_epoch"] or weight_data.steps
     text = (
@@ -794,24 +775,22 @@ def retrain(config: dict, command: list[str]) -> float:
 
     reseed(config, "weights of the network")
     network = build_network(genotype, config, classes).to(device)
-    sgd, dtype = make_sgd(network.parameters(), config, on_cuda(device)), precision(config, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    parts = dict(network=network, sgd=sgd, scaler=scaler)
+    for p in network.parameters() if dist.is_initialized() else ():  # ranks start from the same numbers
+        dist.broadcast(p.data, 0)
+    sgd = make_sgd(network.parameters(), config, on_cuda(device))
+    parts = dict(network=network, sgd=sgd)
     names, steps = ("loss_train", "accuracy_train", "gradient_norm"), config["steps_per_epoch"] or train_data.steps
-    parameters, operations = size_of(network, config["image_size"])
+    count, operations = size_of(network, config["image_size"])
     text = (
         f"retrain on {config['dataset']} ({classes} classes, {len(train.labels)} training and {len(test.labels)} test "
-        f"images) of {config['cells']} cells, {config['channels']} channels, {parameters / 1e6:.3f} M parameters, "
+        f"images) of {config['cells']} cells, {config['channels']} channels, {count / 1e6:.3f} M parameters, "
         f"{operations / 1e6:.1f} M multiply-adds an image: {genotype}"
     )
     run.start(command, text, parts, names, steps, classes=train.classes, statistics=mean_and_std)
     run.write_genotype(genotype, space=config["space"])
-    model = network
-    if dist.is_initialized():
-        devices = [device.index] if device.type == "cuda" else None
-        model = nn.parallel.DistributedDataParallel(model, devices, broadcast_buffers=False)
-    if config["compile"]:
-        model = torch.compile(model, dynamic=False)  # a smaller last batch leaves the graph of the full ones alone
+    parameters = list(network.parameters())
+    # dynamic=False: a smaller last batch leaves the graph of the full ones alone.
+    model = torch.compile(network, dynamic=False) if config["compile"] else network
     criterion = functools.partial(F.cross_entropy, label_smoothing=config["label_smoothing"])
 
     for epoch in range(run.epoch, epochs):
@@ -823,16 +802,15 @@ def retrain(config: dict, command: list[str]) -> float:
         for step, (images, labels) in enumerate(train_data.epoch(epoch, first, steps), first):
             reseed(config, epoch, step)
             sgd.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
                 logits, logits_auxiliary = model(images)
                 loss = criterion(logits, labels)
                 if logits_auxiliary is not None:
                     loss = loss + config["auxiliary"] * criterion(logits_auxiliary, labels)
-            scaler.scale(loss).backward()
-            scaler.unscale_(sgd)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), config["clip"] or math.inf)
-            scaler.step(sgd)
-            scaler.update()
+            loss.backward()
+            loss = rome.average_over_ranks(parameters, loss.detach())
+            norm = nn.utils.clip_grad_norm_(parameters, config["clip"] or math.inf)
+            sgd.step()
             correct = 100 * (logits.argmax(1) == labels).float().mean()
             run.add(len(images), loss_train=loss, accuracy_train=correct, gradient_norm=norm)
 
@@ -873,12 +851,12 @@ def number(kind, least: float, most: float = 10**9):
 
 COUNT, POSITIVE, TWO = number(int, 0), number(int, 1), number(int, 2)
 AMOUNT, RATE, SHARE = number(float, 0), number(float, 1e-9), number(float, 0, 1)
-# Stages (s: search, r: retrain), name, kind, default, help. kind: bool, a tuple of choices, the metavar of a text, or
+# Stages (s: search, r: retrain), name, kind, default, help. kind: bool, choices, the metavar of a text, or
 # the parser of a number. Where the default is None here, the protocol or `configure` has one, or there is none.
 FLAGS = [
-    ("sr", "space", "SPACE", None, "a name in rome.SPACES [darts, or the genotype's]"),
+    ("sr", "space", rome.SPACES, None, "search space [darts, or the genotype's]"),
     ("r", "genotype", "NAME|FILE|TEXT", None, "published name, JSON file, or printed genotype"),
-    ("sr", "dataset", "NAME", None, f"one of {', '.join(DATASETS)} [cifar10]; folder: DIR/{{train,test}}/CLASS/*"),
+    ("sr", "dataset", DATASETS, None, "folder: DIR/{train,test}/CLASS/* [cifar10]"),
     ("sr", "data", "DIR", "data", "where the images are, or are downloaded to"),
     ("s", "method", tuple(METHODS), "rome-v2", "gdas: no topology sampling, one sample"),
     ("s", "retrain", bool, None, "then retrain the cell; --retrain-epochs etc.: see retrain --help"),
@@ -919,7 +897,7 @@ FLAGS = [
     ("s", "table", "FILE", None, "CSV of NAS-Bench-201: log the derived cell's true accuracy"),
     ("sr", "seed", COUNT, 0, "of everything random"),
     ("sr", "device", ("auto", "cpu", "cuda", "mps"), "auto", "where to compute"),
-    ("sr", "amp", bool, False, "mixed precision: bfloat16, or float16 with loss scaling"),
+    ("sr", "amp", bool, False, "mixed precision in bfloat16"),
     ("s", "recompute", bool, False, "recompute cells in the backward pass: least memory"),
     ("r", "compile", bool, False, "torch.compile the network"),
     ("sr", "deterministic", bool, False, "deterministic kernels"),
@@ -961,7 +939,7 @@ def make_parser() -> Parser:
             more = dict(help=f"{text} [{usual[name]}]" if has_default else text)
             if kind is bool:
                 more["action"] = argparse.BooleanOptionalAction
-            elif isinstance(kind, tuple):
+            elif isinstance(kind, (tuple, dict)):
                 more["choices"] = kind
             elif isinstance(kind, str):
                 more["metavar"] = kind
@@ -1006,12 +984,6 @@ def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
     quick, source = given.get("quick", False), given.get("genotype")
     home = home_space(source) if stage == "retrain" else "s2" if quick else "darts"
     space, dataset = given.setdefault("space", home), given.setdefault("dataset", "shapes" if quick else "cifar10")
-    for flag, name, names in (("--space", space, rome.SPACES), ("--dataset", dataset, DATASETS)):
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{flag} must be one of {', '.join(names)}, not {name!r:.60}{hint}")
-    rome.check_space(rome.SPACES[space])  # it may be a user's own
     stem = given.setdefault("stem", "imagenet" if dataset == "imagenet" else "small")
     usual = protocol(TABLES[stage], space, dataset, stem)
     row = defaults_of(stage) | usual | (QUICK[stage] if quick else {})

@@ -196,7 +196,6 @@ VARIANTS = {  # name -> memory format, TF32, precision, recompute, K
     "NCHW, TF32": (torch.contiguous_format, True, None, False, 7),
     "channels-last, bfloat16": (torch.channels_last, True, torch.bfloat16, False, 7),
     "NCHW, bfloat16": (torch.contiguous_format, True, torch.bfloat16, False, 7),
-    "channels-last, float16": (torch.channels_last, True, torch.float16, False, 7),
     "channels-last, TF32, recompute": (torch.channels_last, True, None, True, 7),
     "channels-last, TF32, K = 1": (torch.channels_last, True, None, False, 1),
 }
