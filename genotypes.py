@@ -52,9 +52,8 @@ def _require(condition, message):
 
 
 def _kind(genotype):
-    kinds = [kind for kind, of in KINDS.items() if type(genotype) is of]
-    _require(kinds, f"not a genotype: {genotype!r:.80}")
-    return kinds[0]
+    family = rome.family_of(genotype)
+    return next(kind for kind in KINDS if rome.FAMILIES[kind] is family)
 
 
 def _graph(genotype):
@@ -77,12 +76,10 @@ def _graph(genotype):
 
 
 def _space(space):
-    if isinstance(space, str):
-        _require(space in rome.SPACES, f"no space {space!r:.80}; known: {', '.join(rome.SPACES)}")
-        space = rome.SPACES[space]
-    if space is not None:
-        rome.check_space(space)
-    return space
+    if not isinstance(space, str):
+        return space
+    _require(space in rome.SPACES, f"no space {space!r:.80}; known: {', '.join(rome.SPACES)}")
+    return rome.SPACES[space]
 
 
 def check(genotype, space=None):
@@ -134,11 +131,12 @@ def random_cell(space, generator=None):
     def choose(n, k):  # the places of the k largest of n independent draws
         return sorted(rome.gumbel_noise(n, generator).topk(k).indices.tolist())
 
-    space, cells = _space(space), {}
+    space = _space(space)
+    family, cells = rome.check_space(space), {}
     for cell, rows in space.ops.items():
         inputs = [choose(n, k) for n, k in zip(space.candidates, space.picks)]
         cells[cell] = inputs, [row[choose(len(row), 1)[0]] for row in rows]
-    return rome.FAMILIES[space.family].encode(cells)
+    return family.encode(cells)
 
 
 def _from_python(text):

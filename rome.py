@@ -936,7 +936,7 @@ FAMILY_OF = {Genotype: DartsBody, str: NB201Body, OneShotGenotype: OneShotBody} 
 def family_of(genotype):
     """The class of the network that a genotype belongs to. ValueError if it is no genotype."""
     if type(genotype) not in FAMILY_OF:
-        raise ValueError(f"{genotype!r} is no genotype; genotypes.load reads one from a name, a file or text")
+        raise ValueError(f"{genotype!r:.80} is no genotype; genotypes.load reads one from a name, a file or text")
     return FAMILY_OF[type(genotype)]
 
 

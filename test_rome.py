@@ -1445,7 +1445,7 @@ def test_a_nan_ends_in_status_3_and_no_checkpoint_holds_it(stage, folder, tmp_pa
         ("search --quick --space nb201 --retrain --retrain-auxiliary 0.4", "auxiliary"),
         ("search --quick --space 1shot1-1 --method gdas", "1shot1"),
         ("search --quick --stem imagenet", "--stem"),
-        ("search --quick --config /dev/zero", "no such file"),
+        ("search --quick --config nowhere.json", "No such file"),
         ("search --quick --config stored.json", "is no configuration of a search"),
         ("retrain --quick", "retrain needs --genotype"),
         ("retrain --quick --genotype DARTS_V3", "DARTS_V2"),

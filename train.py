@@ -1074,8 +1074,6 @@ def retrain_config(config: dict, genotype, **more) -> dict:
 def stored_settings(path: Path, stage: str) -> dict:
     """The settings of a config.json, without those that follow from others."""
     try:
-        if not path.is_file():
-            raise ValueError("no such file")
         text = json.loads(path.read_bytes())
         if text["stage"] != stage:
             raise ValueError(f"it is of a {text['stage']}")
