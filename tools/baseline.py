@@ -3,9 +3,11 @@
 import statistics
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
+
 import genotypes
 import train
-from tools.linear import linear_accuracy
 
 
 def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
@@ -24,3 +26,20 @@ def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
     if known.pixels is not None and test.pixels is not None:
         linear = linear_accuracy(known.pixels, known.labels, test.pixels, test.labels, len(known.classes))
         print(f"  linear model {linear:13.2f} on the same pixels")
+
+
+def linear_accuracy(train_images, train_labels, test_images, test_labels, classes: int) -> float:
+    """Test accuracy in % of ridge regression to one-hot labels, (X'X + N) W = X'Y. Images: uint8 (N, H, W, 3)."""
+    x, x_test, y = inputs(train_images), inputs(test_images), F.one_hot(train_labels, classes).float()
+    mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1.0)  # a pixel that hardly changes stays small
+    x.sub_(mean).div_(deviation)
+    weight = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.T @ (y - y.mean(0)))
+    scores = (x_test - mean) / deviation @ weight + y.mean(0)
+    return 100 * (scores.argmax(1) == test_labels).double().mean().item()
+
+
+def inputs(images: torch.Tensor) -> torch.Tensor:
+    """Float (N, values) from uint8 (N, H, W, 3); images larger than 32 pixels are averaged down, 1,000 at a time."""
+    size = min(32, images.shape[1])
+    chunks = images.permute(0, 3, 1, 2).split(1000)
+    return torch.cat([F.adaptive_avg_pool2d(chunk.float(), size).flatten(1) for chunk in chunks])

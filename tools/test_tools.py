@@ -15,7 +15,7 @@ import torch
 import genotypes
 import train
 from tools import nasbench201, report
-from tools.linear import linear_accuracy
+from tools.baseline import linear_accuracy
 from tools.shapes import SHAPES, draw_shapes
 
 TABLE = os.environ.get("NASBENCH201", "")  # the path of the whole table, as docs/nasbench201.md makes it
