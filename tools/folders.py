@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from numpy import asarray
 from PIL import Image
-from torch import Tensor
 from torchvision.datasets import ImageFolder, folder
 from torchvision.transforms import v2
 
@@ -15,26 +14,19 @@ from train import first_line, keyed
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # no PostScript, for which Pillow runs a program
 
 
-def place_of(config: dict, split: str) -> Path:
-    """The folder of the "train" or "test" images. ValueError if there is none."""
-    places = [Path(config["data"]) / name for name in (["train"] if split == "train" else ["test", "val"])]
-    place = next((place for place in places if place.is_dir()), None)
-    if place is None:
-        raise ValueError(f"no folder {places[0]}: --data DIR wants DIR/{{train,test}}/CLASS/ with image files")
-    return place
-
-
 def list_folder(config: dict, split: str):
     """torchvision's ImageFolder of the "train" or "test" images; it reads no image. ValueError if they do not fit."""
-    place = place_of(config, split)
+    root = Path(config["data"])
+    place = root / "val" if split == "test" and not (root / "test").is_dir() else root / split
+    if not place.is_dir():
+        raise ValueError(f"no folder {root / split}: --data DIR wants DIR/{{train,test}}/CLASS/ with image files")
     endings = (*folder.IMG_EXTENSIONS, ".gif")  # torchvision's own leave out GIF
     data = ImageFolder(place, is_valid_file=lambda path: path.lower().endswith(endings))
     if len(data.classes) < 2:
         raise ValueError(f"{place} has one class, {data.classes[0]}; a classifier needs two at least")
-    if split == "test":
-        odd = sorted(set(data.classes) ^ set(folder.find_classes(place_of(config, "train"))[0]))
-        if odd:
-            raise ValueError(f"{config['data']}: only train or {place.name} has images of {', '.join(odd):.200}")
+    odd = set(data.classes) ^ set(folder.find_classes(root / "train")[0])
+    if odd:
+        raise ValueError(f"{root}: only train or {place.name} has images of {', '.join(sorted(odd)):.200}")
     return data
 
 
@@ -51,7 +43,7 @@ class Files(torch.utils.data.Dataset):
             steps = [v2.Resize(side, max_size=8 * side), v2.CenterCrop(size)]
         self.transform = v2.Compose([*steps, v2.PILToTensor()])
 
-    def read(self, path: str) -> Tensor:
+    def read(self, path: str) -> torch.Tensor:
         """uint8 (size, size, 3), RGB."""
         try:
             with Image.open(path, formats=FORMATS) as file:
@@ -61,14 +53,14 @@ class Files(torch.utils.data.Dataset):
         except Exception as error:  # whatever Pillow makes of a broken file
             raise ValueError(f"{path} is no readable image: {first_line(error)}") from None
 
-    def __getitem__(self, item) -> Tensor:
+    def __getitem__(self, item) -> torch.Tensor:
         index, place = item
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed(*place, index).initial_seed())
             return self.read(self.files[index])
 
 
-def read_images(files: list, config: dict) -> Tensor:
+def read_images(files: list, config: dict) -> torch.Tensor:
     """uint8 (N, size, size, 3), read by threads, not augmented."""
     pixels = torch.empty(len(files), config["image_size"], config["image_size"], 3, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:

@@ -11,11 +11,10 @@ from tools.folders import Files
 
 
 def load_network(path: str | Path) -> tuple[rome.Network, dict]:
-    """The trained network of a retrain's last.pt, in evaluation mode, and the checkpoint: its "classes", the images'
-    "statistics" (mean and deviation), and its "settings"."""
+    """The network of a retrain's last.pt, to evaluate, and the checkpoint: its "classes", "settings", "statistics"."""
     state = train.load_checkpoint(Path(path), "retrain")
-    settings = state["settings"]
-    network = train.build_network(genotypes.load(settings["genotype"]), settings, len(state["classes"]))
+    cell = genotypes.load(state["settings"]["genotype"])
+    network = train.build_network(cell, state["settings"], len(state["classes"]))
     network.load_state_dict(state["network"])
     return network.eval(), state
 

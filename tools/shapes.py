@@ -1,7 +1,4 @@
-"""The data set `shapes`: drawn images of ten classes, which need no download.
-
-Hard enough that a linear model on the pixels gets about 30% of them right (at 32 pixels).
-"""
+"""The data set `shapes`: drawn images of ten classes; a linear model on the pixels gets about 30% of them right."""
 
 import math
 
@@ -35,11 +32,9 @@ SHAPES = {
 
 
 def draw_shapes(count: int, seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Draws one shape per image, of ten classes as even as `count` allows, in a random order.
+    """Images (count, size, size, 3) uint8 and labels (count,) int64, places in SHAPES, determined by the arguments.
 
-    Position, radius, rotation and colours are random; a shape is brighter than its background; every pixel is noisy.
-    Returns images (count, size, size, 3) uint8 and labels (count,) int64, places in SHAPES. The same arguments give the
-    same images.
+    The classes are as even as `count` allows. A shape is brighter than its background; every pixel is noisy.
     """
     generator = torch.Generator().manual_seed(seed)
 
