@@ -952,12 +952,8 @@ def make_parser() -> Parser:
     command = commands.add_parser("predict", help="classify images with a retrained network")
     command.add_argument("run", metavar="RUN", help="folder of a retrain, or of a search with --retrain")
     command.add_argument("images", nargs="+", metavar="IMAGE")
-    command = commands.add_parser("list", help="every benchmark: flags, settings, the paper's numbers")
-    command.add_argument("--commands", action="store_true", help="only a shell line for each")
-    seeds = command.add_argument("--seeds", default=(0,), metavar="S,S,...", help="of the commands; default 0")
-    seeds.type = lambda text: tuple(COUNT(seed) for seed in text.split(","))
+    commands.add_parser("list", help="every benchmark: flags, settings, the paper's numbers")
     report = commands.add_parser("report", help="what runs found, beside the paper's numbers")
-    report.add_argument("--format", choices=("text", "markdown"), default="text", dest="style")
     plot = commands.add_parser("plot", help="draw the curves of runs")
     plot.add_argument("--out", metavar="FILE", help=".svg or .png; default: curves.svg in the first RUN")
     for command in (report, plot):
