@@ -4,14 +4,13 @@
     python evidence/study.py collect runs/evidence --table CSV                    runs -> results/*.csv
     python evidence/study.py figures                                  results/*.csv -> *.svg, tables of README.md
 
-DIR/train/CLASS/* and DIR/test/CLASS/* hold the images. CSV is a table of NAS-Bench-201, packed by gzip, with the
-columns ops (six digits), c10_test and c10_val. A run's folder is called ARM-sSEED. `collect` keeps the rows of runs
-that it does not find, so missing runs can be made elsewhere. `figures` needs matplotlib and the CSV files only.
+DIR/train/CLASS/* and DIR/test/CLASS/* hold the images. CSV is a table of NAS-Bench-201 with c10_test and c10_val
+(docs/nasbench201.md). A run's folder is called ARM-sSEED. `collect` keeps the rows of runs that it does not find, so
+missing runs can be made elsewhere. `figures` needs matplotlib and the CSV files only.
 """
 
 import argparse
 import csv
-import gzip
 import json
 import random
 import re
@@ -20,6 +19,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 RESULTS = HERE / "results"
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -52,7 +52,6 @@ ARMS = {arm: settings for arms in STUDIES.values() for arm, settings in arms.ite
 
 def run(options) -> int:
     """One search through train.py's command line. Returns its exit status."""
-    sys.path.insert(0, options.code)
     import train
 
     settings = dict(ARMS[options.arm], dataset="folder", data=options.data, seed=options.seed)
@@ -69,17 +68,9 @@ def run(options) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The table of NAS-Bench-201. A cell is six digits, the ops on the edges 0>1, 0>2, 1>2, 0>3, 1>3, 2>3
+# The table of NAS-Bench-201, as tools/nasbench201.py reads it. A cell is six digits
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-# ROME's node 3 keeps two of its three inputs; GDAS keeps all. Neither chooses `none`.
-SPACES = {"rome": "[1-4]{3}(0[1-4][1-4]|[1-4]0[1-4]|[1-4][1-4]0)", "gdas": "[1-4]{6}"}
-
-
-def read_table(path: str) -> dict:
-    """Digits of a cell -> (test, validation) accuracy on CIFAR-10 after a full training, in %."""
-    with gzip.open(path, "rt", newline="") as file:
-        return {row["ops"]: (float(row["c10_test"]), float(row["c10_val"])) for row in csv.DictReader(file)}
 
 
 def digits_of(arch: str) -> str:
@@ -90,12 +81,19 @@ def arch_of(digits: str) -> str:
     return "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*(OPS[int(digit)] for digit in digits))
 
 
+def cells_of(space: str, table: dict) -> list[str]:
+    """The cells that "rome" or "gdas" can find."""
+    from tools.nasbench201 import found_by
+
+    return [cell for cell in sorted(table["c10_test"]) if found_by(space, cell)]
+
+
 def chance(table: dict) -> list[dict]:
     """Random search in both spaces; n = all: the best cell there is."""
     rows = []
-    for space in SPACES:
-        cells = [cell for cell in sorted(table) if re.fullmatch(SPACES[space], cell)]
-        best = max(table[cell][0] for cell in cells)
+    for space in ("rome", "gdas"):
+        cells = cells_of(space, table)
+        best = max(table["c10_test"][cell] for cell in cells)
         for n, accuracy in ((1, best_of(1, cells, table)), (10, best_of(10, cells, table)), ("all", best)):
             row = dict(space=space, cells=len(cells), n=n, accuracy=round(accuracy, 4))
             rows.append(row | dict(regret_own=round(best - accuracy, 4)))
@@ -104,12 +102,12 @@ def chance(table: dict) -> list[dict]:
 
 def best_of(n: int, cells: list[str], table: dict) -> float:
     """Expected test accuracy of the best of n uniformly drawn cells, the best being chosen by validation accuracy."""
-    order = sorted(cells, key=lambda cell: table[cell][1], reverse=True)
+    order = sorted(cells, key=lambda cell: table["c10_val"][cell], reverse=True)
     count, expected = len(order), 0.0
     for place, cell in enumerate(order):
         # This cell is chosen if none of the `place` better ones is among the n, and it is.
         probability = ((count - place) / count) ** n - ((count - place - 1) / count) ** n
-        expected += probability * table[cell][0]
+        expected += probability * table["c10_test"][cell]
     return expected
 
 
@@ -125,8 +123,9 @@ CELLS, IMAGES, BATCH = 200, 2000, 100
 
 def collect(options) -> int:
     """Adds the runs of a folder to results/*.csv. Supernets are measured again only if they went on since."""
-    sys.path.insert(0, options.code)
     import torch
+
+    from tools.nasbench201 import read_table
 
     table = read_table(options.table)
     epochs, supernets = read(RESULTS / "epochs.csv"), read(RESULTS / "supernets.csv")
@@ -197,13 +196,13 @@ def measure(weights: dict, settings: dict, table: dict) -> dict:
             losses = [torch.nn.functional.cross_entropy(net(x, arch), y).item() for x, y in batches]
         return statistics.fmean(losses)
 
-    drawn = [table[digits_of(net.cell(net.sample(1.0, generator)))][0] for _ in range(CELLS)]
+    true = table["c10_test"]
+    drawn = [true[digits_of(net.cell(net.sample(1.0, generator)))] for _ in range(CELLS)]
     found = dict(drawn_mean=round(statistics.fmean(drawn), 4))
     for space in ("rome", "gdas") if topology == "none" else ("rome",):
-        cells = [cell for cell in sorted(table) if re.fullmatch(SPACES[space], cell)]
-        cells = random.Random(0).sample(cells, CELLS)  # the same ones for every run
-        losses, true = [loss_of(cell) for cell in cells], [table[cell][0] for cell in cells]
-        found[f"spearman_{space}"] = round(spearman([-loss for loss in losses], true), 4)
+        cells = random.Random(0).sample(cells_of(space, table), CELLS)  # the same ones for every run
+        correlation = spearman([-loss_of(cell) for cell in cells], [true[cell] for cell in cells])
+        found[f"spearman_{space}"] = round(correlation, 4)
     return {"spearman_gdas": ""} | found
 
 
@@ -358,6 +357,8 @@ def main(words: list[str] | None = None) -> int:
     for command in (one, some):
         command.add_argument("--code", default=str(HERE.parent), metavar="DIR", help="the program that makes the runs")
     options = parser.parse_args(words)
+    if "code" in options:
+        sys.path.insert(0, options.code)
     return {"run": run, "collect": collect, "figures": figures}[options.command](options)
 
 
