@@ -13,13 +13,11 @@ LIST = """\
 python train.py search --space SPACE --dataset DATASET --method rome-v2 --retrain; ablations: docs/examples.md
 rome-v2, gdas: the paper's test error in %, and Num, the parameter-free ops of the normal cell. search, retrain:
 cells/channels (nb201: cells of a stage), epochs, batch size, learning rate, K. nb201 on folder: ImageNet16-120.
-
 """
 REPORT = """\
 Num: parameter-free ops of the normal cell, or of the only one. supernet %: of the derived cell, not a result.
 error %: on the test images, in the last epoch. random %: the same of random cells, retrained by the same protocol.
 Our ± is the sample deviation (n - 1); the paper's fits the population deviation (n) of four searches.
-
 """
 
 
@@ -51,7 +49,7 @@ def list_benchmarks() -> str:
     for place, row in rows.items():
         row["search"] = (form + ", {samples}").format(**train.protocol(train.SEARCH, *place))
         row["retrain"] = form.format(**train.protocol(train.RETRAIN, *place))
-    return LIST + tabulate(list(rows.values()))
+    return LIST + "\n" + tabulate(list(rows.values()))
 
 
 # Settings that leave the protocol of a run as it is, or that others stand for.
@@ -66,7 +64,7 @@ def read_stage(folder: Path) -> dict:
     usual = train.configure(name, place) | dict(processes=1)
     odd = [key for key in sorted(config.keys() - train.FREE - SAME) if config[key] != usual.get(key)]
     odd = {key: f"{name} {key} {config[key]} ({usual.get(key)})" for key in odd}
-    rows = list(csv.DictReader(metrics.read_text().splitlines())) if metrics.exists() else []
+    rows = list(csv.DictReader(metrics.read_text().splitlines(), restkey="more")) if metrics.exists() else []
     epoch = int(rows[-1]["epoch"]) if rows else 0
     finished = epoch >= config["epochs"]
     errors = [100 - float(rows[-1]["accuracy_test"])] if finished and name == "retrain" else []
@@ -112,24 +110,26 @@ def report(folders: list[str]) -> str:
     for run in runs:
         if run["finished"]:
             groups.setdefault(run["protocol"], []).append(run["row"])
-    for group in groups.values():
-        if len(group) > 1:
-            mean = dict(group[0], run="mean", seed=", ".join(str(row["seed"]) for row in group))
-            for name, value in group[0].items():
-                if isinstance(value, list):
-                    mean[name] = [number for row in group for number in row[name]]
-            rows.append(mean)
-    return REPORT + tabulate(rows) + "".join(run["notes"] for run in runs)
+    for group in [group for group in groups.values() if len(group) > 1]:
+        mean = dict(group[0], run="mean", seed=", ".join(str(row["seed"]) for row in group))
+        for name, value in group[0].items():
+            if isinstance(value, list):
+                mean[name] = [number for row in group for number in row[name]]
+        rows.append(mean)
+    return REPORT + "\n" + tabulate(rows) + "".join(run["notes"] for run in runs)
 
 
 # The panels of `plot`: the beginning of columns of metrics.csv -> title, with the rest of the column's name.
 CURVES = {
-    "loss_": "Loss: {} (nats)",
+    "loss_theta": "Loss of the weights' half (nats)",
+    "loss_alpha": "Loss of alpha and beta's half (nats)",
     "supernet_accuracy": "Supernet accuracy of the derived cell (%)",
     "table_test": "Test accuracy in NAS-Bench-201 (%)",
     "parameter_free_": "Parameter-free operations: {}",
     "entropy_": "Mean entropy: {} (nats)",
-    "accuracy_": "Accuracy of the retrained network: {} (%)",
+    "loss_train": "Retrain: training loss (nats)",
+    "loss_test": "Retrain: test loss (nats)",
+    "accuracy_": "Retrain: {} accuracy (%)",
 }
 
 
@@ -158,7 +158,7 @@ def plot(folders: list[str], out: str | None = None) -> str:
             lines[folder] = axes.plot(epochs, values, ".-", color=f"C{number}")[0]
             if rows and begin == "entropy_":  # in a new supernet alpha and beta are uniform
                 net = rome.Supernet(run["config"]["space"], 4, 3, 2, train.METHODS[run["config"]["method"]])
-                uniform = train.certainty(net)[1][name]
+                uniform = train.certainty(net)[1].get(name, float("nan"))
                 lines["uniform probabilities"] = axes.axhline(uniform, color="0.6", linestyle="--")
                 axes.set_ylim(0, 1.2 * uniform)  # so that a small change looks small
     canvas.legend(lines.values(), lines.keys(), loc="outside lower center", frameon=False, ncols=2)

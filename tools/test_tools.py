@@ -154,8 +154,8 @@ def test_plot_draws_curves(tmp_path):
     assert (tmp_path / "curves.PNG").read_bytes().startswith(b"\x89PNG")
     assert report.plot(runs) == f"drawn: {runs[0]}/curves.svg"
     picture = ElementTree.parse(f"{runs[0]}/curves.svg") and Path(runs[0], "curves.svg").read_text()
-    panels = ("Loss: theta (nats)", "Parameter-free operations: reduce", "Mean entropy: alpha normal (nats)")
-    for words in (*panels, "Accuracy of the retrained network: test (%)", "uniform probabilities", *runs):
+    panels = ("Loss of the weights' half (nats)", "Mean entropy: alpha normal (nats)", "Retrain: test accuracy (%)")
+    for words in (*panels, "Parameter-free operations: reduce", "uniform probabilities", *runs):
         assert f"<!-- {words} -->" in picture  # matplotlib notes every text
     with pytest.raises(ValueError, match=r"ends in \.svg or \.png"):
         report.plot(runs, "curves.txt")
