@@ -1152,7 +1152,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
         text = "the memory is full; lower --batch-size or --channels, or add --recompute or --amp"
     elif isinstance(error, ModuleNotFoundError):
-        text = f"the module {error.name} is missing; requirements.txt lists what the program needs"
+        text = f"the module {error.name} is missing: pip install {error.name}"
     elif "DataLoader" in text:  # torch raises it at any place
         text = f"a process that reads images was lost ({text}); fewer --workers need less memory"
     elif isinstance(error, RuntimeError) and dist.is_initialized():
