@@ -955,7 +955,7 @@ def make_parser() -> Parser:
     commands.add_parser("list", help="every benchmark: flags, settings, the paper's numbers")
     report = commands.add_parser("report", help="what runs found, beside the paper's numbers")
     plot = commands.add_parser("plot", help="draw the curves of runs")
-    plot.add_argument("--out", metavar="FILE", help=".svg or .png; default: curves.svg in the first RUN")
+    plot.add_argument("--out", metavar="FILE", help="a picture (.svg, .png, ...); default: curves.svg in the first RUN")
     for command in (report, plot):
         command.add_argument("folders", nargs="+", metavar="RUN", help="folder of a search or a retrain")
     return parser

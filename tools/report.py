@@ -1,6 +1,7 @@
 """The benchmarks, and what reads runs: `train.py list`, `train.py report RUN...`, `train.py plot RUN...`."""
 
 import csv
+import io
 import json
 import statistics
 from pathlib import Path
@@ -137,9 +138,7 @@ def plot(folders: list[str], out: str | None = None) -> str:
     """Draws runs, by default into curves.svg in the first: a panel for each column in CURVES, a colour for each run."""
     from matplotlib.figure import Figure
 
-    path = Path(out or Path(folders[0]) / "curves.svg")
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise ValueError(f"{path}: the name of a picture ends in .svg or .png")
+    path, picture = Path(out or Path(folders[0]) / "curves.svg"), io.BytesIO()
     runs = {str(folder): read_run(Path(folder)) for folder in folders}
     names = dict.fromkeys(name for run in runs.values() for row in run["rows"] for name in row)
     panels = [(begin, name) for begin in CURVES for name in names if name.startswith(begin)]
@@ -162,5 +161,6 @@ def plot(folders: list[str], out: str | None = None) -> str:
                 lines["uniform probabilities"] = axes.axhline(uniform, color="0.6", linestyle="--")
                 axes.set_ylim(0, 1.2 * uniform)  # so that a small change looks small
     canvas.legend(lines.values(), lines.keys(), loc="outside lower center", frameon=False, ncols=2)
-    canvas.savefig(path, dpi=150)
+    canvas.savefig(picture, format=path.suffix[1:], dpi=150)
+    genotypes.write(path, picture.getvalue())
     return f"drawn: {path}"
