@@ -16,8 +16,8 @@ from rome import Genotype, OneShotGenotype
 
 KINDS = {"darts": Genotype, "1shot1": OneShotGenotype, "nb201": str}
 SCHEMA = 1  # version of the JSON files
-# An operation of a user's own counts as one with parameters unless it is added here.
-PARAMETER_FREE = {"skip_connect", "max_pool_3x3", "avg_pool_3x3", "noise", "none", "skip-connect", "maxpool3x3"}
+# `none` is a missing edge. An operation of a user's own counts as one with parameters unless it is added here.
+PARAMETER_FREE = {"skip_connect", "max_pool_3x3", "avg_pool_3x3", "noise", "skip-connect", "maxpool3x3"}
 
 # [NAME =] [rome.]Genotype(...), with nothing but brackets, digits, names of fields and quoted words inside.
 PRINTED = r"(?:\w+ *= *)?(?:\w+\.)?((?:OneShot)?Genotype\s*\((?:[\s\[\](),\d]|\b[a-z_]+ *=|'[\w-]*'|\"[\w-]*\")*\))"

@@ -969,7 +969,7 @@ def test_parameter_free_counts_of_published_cells():
         "DARTS_V1": 3, "DARTS_V2": 2, "PC_DARTS_cifar": 2, "PC_DARTS_image": 2, "PDARTS": 2, "GDAS_V1": 4,
     }  # fmt: skip
     assert counts["DARTS_V2"]["reduce"] == 8
-    assert genotypes.parameter_free(ARCH) == {"cell": 3}
+    assert genotypes.parameter_free(NB201_TEXT.format(SKIP, "none", "avg_pool_3x3", "none", *NB201_OPS[2:4])) == {"cell": 2}
     assert genotypes.parameter_free(ONE_SHOT) == {"cell": 2}
 
 

@@ -163,6 +163,9 @@ def progress(folder: Path, settings: dict) -> list[dict]:
             for name in COLUMNS:
                 value = row.get(name.format(kind=kind))  # GDAS has no beta, the table no cells of S2
                 new[name.replace("_{kind}", "")] = f"{float(value):.6g}" if value else ""
+            if kind == "cell":  # some versions of the program counted `none`, a missing edge, in metrics.csv
+                digits = digits_of(row["genotype"])
+                new["parameter_free"] = digits.count("1") + digits.count("4")
             kept.append(new)
     return kept
 
