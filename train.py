@@ -17,7 +17,6 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import shlex
 import signal
@@ -30,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its default arguments would keep alive at exit
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,7 +88,7 @@ RETRAIN = {
 # --quick: smaller numbers, same code.
 QUICK = {
     "search": dict(
-        cells=3, channels=8, epochs=6, batch_size=32, samples=2, lr=0.05, alpha_lr=2e-2, steps_per_epoch=50,
+        cells=3, channels=8, epochs=6, batch_size=32, samples=2, alpha_lr=2e-2, steps_per_epoch=50,
         image_size=16, evaluation_images=500,
     ),
     "retrain": dict(
@@ -163,9 +163,13 @@ def load_data(config: dict, split: str) -> Images:
         return Images(read_images(files, config) if fits else None, torch.tensor(data.targets), files, data.classes)
     from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100, "svhn": SVHN}[name]
+    kind, (rank, world) = {"cifar10": CIFAR10, "cifar100": CIFAR100, "svhn": SVHN}[name], rank_and_world()
+    if rank > 0:
+        dist.barrier()  # rank 0 downloads first
     try:
         data = kind(config["data"], split if name == "svhn" else split == "train", download=True)
+        if rank == 0 and world > 1:
+            dist.barrier()
     except (OSError, RuntimeError) as error:
         raise ValueError(f"no {name} ({first_line(error)}); put its archive into the folder {config['data']}") from None
     if name == "svhn":
@@ -198,11 +202,10 @@ class Stream:
 
     def epoch(self, epoch: int, start: int = 0, stop: int | None = None):
         """Yields images (N, 3, H, W), normalised, channels-last, and labels (N,), for the steps from start to stop."""
-        steps, batches = range(start, stop or self.steps), []
-        while len(batches) < steps.stop:
-            batches += self._batches(epoch, len(batches) // self.steps)
-        batches = batches[start : steps.stop]
-        places = [(self.config["seed"], self.role, epoch, step, self.rank) for step in steps]
+        stop = stop or self.steps
+        turns = range(math.ceil(stop / self.steps))  # how often the images come round
+        batches = [batch for turn in turns for batch in self._batches(epoch, turn)][start:stop]
+        places = [(self.config["seed"], self.role, epoch, step, self.rank) for step in range(start, stop)]
         read = None
         if self.images.pixels is None:
             from tools.folders import Files
@@ -225,7 +228,7 @@ class Stream:
             yield images, self.labels[index]
 
     def _batches(self, epoch: int, turn: int) -> list[Tensor]:
-        """This rank's images in batches. turn: how often the images came round in this epoch.
+        """This rank's images in batches. turn: how often the images came round in this epoch before.
 
         Evaluation is shuffled too: files come class by class, and the supernet's batch norm needs mixed batches.
         """
@@ -234,9 +237,7 @@ class Stream:
             order = order[: len(order) // self.world * self.world]
         batches = list(self.index[order[self.rank :: self.world]].split(self.config["batch_size"]))
         if len(batches) > 1 and len(batches[-1]) == 1:  # too few for batch norm
-            last = batches.pop()
-            if not self.augment:
-                batches[-1] = torch.cat([batches[-1], last])
+            batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
 
@@ -288,10 +289,7 @@ def halves(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         cut = math.ceil(fraction * len(members))
         weights.append(members[:cut])
         architecture.append(members[cut : 2 * cut])
-    weights, architecture = torch.cat(weights).sort().values, torch.cat(architecture).sort().values
-    if min(len(weights), len(architecture)) < 2:
-        raise ValueError(f"{len(labels)} training images are too few: both halves of the search need two at least")
-    return weights, architecture
+    return torch.cat(weights).sort().values, torch.cat(architecture).sort().values
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -301,14 +299,6 @@ CHECKPOINT_FORMAT = 4
 # Settings that may change when a run is resumed: they do not change its result.
 FREE = set("resume out device workers data quiet save_minutes cache_gib retrain config table baseline".split())
 FREE |= {f"retrain_{name}" for name in RETRAIN_FLAGS}
-
-
-class NumbersError(ArithmeticError):
-    """A loss or gradient is NaN or infinite."""
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; the state has been saved. No `except Exception` catches it."""
 
 
 class Stop:
@@ -321,7 +311,7 @@ class Stop:
     def ask(cls, number, frame) -> None:
         cls.signal = number
         if cls.folder is None:
-            raise Interrupted
+            raise KeyboardInterrupt
 
 
 class Run:
@@ -336,7 +326,7 @@ class Run:
         self.epoch, self.step, self.rows, self.state = 0, 0, [], None
         Stop.folder = None
         if Stop.signal:
-            raise Interrupted
+            raise KeyboardInterrupt
         path = self.folder / "last.pt"
         if (path.exists() or (self.folder / "config.json").exists()) and not config["resume"]:
             raise ValueError(f"{self.folder} holds a run already; --resume goes on with it, --out names another")
@@ -358,9 +348,8 @@ class Run:
         self.sums = torch.zeros(len(names), device=self.device)  # of the numbers of this epoch
         if self.state:
             self._restore(self.state)
-        cuda, threads = self.device.type == "cuda", torch.get_num_threads()
-        text += f", seed {self.config['seed']}, on "
-        text += torch.cuda.get_device_name(self.device) if cuda else f"{self.device.type}, {threads} threads"
+        on = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        text += f", seed {self.config['seed']}, on {on}, {torch.get_num_threads()} threads"
         if self.world > 1:
             dist.barrier()  # every rank has looked at the folder before rank 0 writes into it
             text += f", in {self.world} processes, {self.world * self.config['batch_size']} images a step in all"
@@ -373,7 +362,7 @@ class Run:
         if self.state:
             place = f"resumed at epoch {self.epoch + 1}, step {self.step + 1}"
             self.log("already finished" if self.epoch >= self.config["epochs"] else place)
-        self.left, self.done, self.images = (self.config["epochs"] - self.epoch) * steps - self.step, 0, 0
+        self.done, self.images = 0, 0  # since this start; in this epoch
         self.begin = self.epoch_begin = self.saved = time.perf_counter()
         Stop.folder = self.folder
 
@@ -394,11 +383,11 @@ class Run:
             raise ValueError(f"{self.folder} holds a checkpoint of another network: {first_line(error)}") from None
 
     def add(self, images: int, **numbers: Tensor) -> None:
-        """Counts a step of so many images. Saves if it is time. Raises Interrupted after a signal.
+        """Counts a step of so many images. Saves if it is time. Raises KeyboardInterrupt after a signal.
 
         The numbers stay on the device, which so never waits; every 50 steps they are checked.
         """
-        self.step, self.images, self.done, self.left = self.step + 1, self.images + images, self.done + 1, self.left - 1
+        self.step, self.images, self.done = self.step + 1, self.images + images, self.done + 1
         self.sums += torch.stack([numbers[name].detach().float() for name in self.names])
         now = time.perf_counter()
         if self.done == 1:
@@ -406,7 +395,7 @@ class Run:
         if self.done == 4:
             self.log(f"about {self.time_left()} left; peak memory {peak_mib(self.device):.0f} MiB")
         if self.done % 50 == 0:
-            self.check()
+            self.means()
         if self.rank == 0 and not self.config["quiet"] and sys.stdout.isatty():  # the next line replaces it
             print(f"\r\033[K{self.place()}, {self.time_left()} left", end="", flush=True)
         if self.world > 1:  # every rank learns of a signal at the same step
@@ -416,23 +405,19 @@ class Run:
         if Stop.signal or now - self.saved > 60 * self.config["save_minutes"]:
             self.save()
             if Stop.signal:
-                raise Interrupted
+                raise KeyboardInterrupt
 
     def place(self) -> str:
         return f"epoch {self.epoch + 1}/{self.config['epochs']}, step {self.step}/{self.steps}"
 
-    def check(self) -> dict:
-        """The sums of the numbers over this epoch. Raises NumbersError if one is not finite."""
-        sums = dict(zip(self.names, self.sums.tolist()))
-        for name, total in sums.items():
-            if not math.isfinite(total):
-                hint = "is not finite; lower --lr or --clip, or go without --amp"
-                raise NumbersError(f"{self.place()}: {name.replace('_', ' ')} {hint}")
-        return sums
-
     def means(self) -> dict:
-        """The means of a step's numbers over this epoch."""
-        return {name: total / self.steps for name, total in self.check().items()}
+        """The means of a step's numbers over this epoch. FloatingPointError if one is not finite."""
+        means = {name: total / self.steps for name, total in zip(self.names, self.sums.tolist())}
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                hint = "is not finite; lower --lr or --clip, or go without --amp"
+                raise FloatingPointError(f"{self.place()}: {name.replace('_', ' ')} {hint}")
+        return means
 
     def end_epoch(self, row: dict) -> str:
         """Writes a row of metrics.csv and a checkpoint. Returns the end of the epoch's line in the log."""
@@ -454,13 +439,15 @@ class Run:
         return f"{shown} images/s, {peak:.0f} MiB, {self.time_left()} left"
 
     def time_left(self) -> str:
-        seconds = (time.perf_counter() - self.begin) / max(1, self.done - 1) * self.left
-        minutes, hours = seconds / 60, seconds / 3600
-        return f"{seconds:.0f} s" if seconds < 120 else f"{minutes:.0f} min" if minutes < 120 else f"{hours:.1f} h"
+        left = (self.config["epochs"] - self.epoch) * self.steps - self.step
+        seconds = (time.perf_counter() - self.begin) / max(1, self.done - 1) * left
+        if seconds < 120:
+            return f"{seconds:.0f} s"
+        return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
     def save(self) -> None:
         """Writes last.pt, unless a number went wrong."""
-        self.check()
+        self.means()
         self.saved = time.perf_counter()
         if self.rank == 0:
             state = {name: part.state_dict() for name, part in self.parts.items()} | self.about
@@ -487,16 +474,11 @@ def load_checkpoint(path: Path, stage: str = "search") -> dict:
     """The checkpoint of a search or retrain. ValueError if it is broken."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != CHECKPOINT_FORMAT:
-            raise ValueError(f"it has format {state['format']}, not {CHECKPOINT_FORMAT}")
-        if state["stage"] != stage:
-            raise ValueError(f"it is of a {state['stage']}")
-        if missing := {*"settings world epoch step rows totals rng classes statistics".split()} - state.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    except pickle.UnpicklingError:  # whose own message advises to trust the file
-        raise ValueError(f"{path} cannot be used: it holds more than numbers and names, so no run wrote it") from None
-    except Exception as error:  # whatever a broken file leads to
-        raise ValueError(f"{path} cannot be used as checkpoint of a {stage} ({first_line(error)})") from None
+        found = state["stage"], state["format"]
+    except Exception:  # whatever a broken file leads to; torch's own message advises to trust it
+        raise ValueError(f"{path} cannot be used as checkpoint: missing, broken, or not written by a run") from None
+    if found != (stage, CHECKPOINT_FORMAT):
+        raise ValueError(f"{path} cannot be used as checkpoint: it is of a {found[0]}, in format {found[1]}")
     return state
 
 
@@ -550,10 +532,6 @@ def set_up(config: dict) -> torch.device:
     if not found[name]:
         raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) finds no such device; use --device cpu")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        # An optimizer imports torch.distributed.nn. If that happens once the group exists, its default arguments keep
-        # the group alive after destroy_process_group, with threads that may abort while Python exits.
-        from torch.distributed import nn as _  # noqa: F401
-
         dist.init_process_group("cpu:gloo,cuda:nccl" if name == "cuda" else "gloo")
     device = torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
     if name == "cuda":
@@ -583,8 +561,8 @@ def make_sgd(parameters, config: dict, fused: bool) -> torch.optim.SGD:
 
 
 def reseed(config: dict, *place) -> None:
-    """Seeds torch's default generators (the noise op, drop path) for one place in the run."""
-    torch.manual_seed(keyed(config["seed"], *place, rank_and_world()[0]).initial_seed())
+    """Seeds torch's default generators (first weights, the noise op, drop path) for one place in the run."""
+    torch.manual_seed(keyed(config["seed"], *place).initial_seed())
 
 
 def learning_rate(config: dict, epoch: int) -> float:
@@ -597,7 +575,7 @@ def learning_rate(config: dict, epoch: int) -> float:
     tail, left = min(5, epochs - 1), epochs - epoch  # a flatter line at the end: PC-DARTS, train_imagenet.py
     if left > tail:
         return lr * (left - tail) / (epochs - tail)
-    return lr * left / ((epochs - tail) * max(tail, 1))
+    return lr * left / ((epochs - tail) * tail)
 
 
 @torch.no_grad()
@@ -616,17 +594,15 @@ def evaluate(predict, stream: Stream) -> tuple[float, float]:
 
 def build_search(config: dict, classes: int, device: torch.device, place: list) -> tuple:
     """Supernet, architect, and the two optimizers. place: [epoch, step], which key the samples."""
-    reseed(config, "weights of the supernet")
+    reseed(config, "weights of the supernet", 0)  # the same on every rank
     net = rome.Supernet(
         config["space"], config["channels"], config["cells"], classes, METHODS[config["method"]], config["recompute"],
         imagenet=config["stem"] == "imagenet",
     ).to(device)  # fmt: skip
-    for p in net.parameters() if dist.is_initialized() else ():  # ranks start from the same numbers
-        dist.broadcast(p.data, 0)
     architect = rome.Architect(
-        net, (config["samples_alpha"], config["samples_theta"]), config["clip"] or None,
+        net, (config["samples_alpha"], config["samples_theta"]), config["clip"],
         lambda role, k: keyed(config["seed"], "sample", role, *place, rank_and_world()[0], k),
-        architecture_clip=config["alpha_clip"] or None, architecture_reduction=config["alpha_reduction"],
+        architecture_clip=config["alpha_clip"], architecture_reduction=config["alpha_reduction"],
         weight_reduction=config["theta_reduction"], autocast=torch.bfloat16 if config["amp"] else None,
     )  # fmt: skip
     sgd = make_sgd(net.weights(), config, on_cuda(device))
@@ -694,7 +670,7 @@ def search(config: dict, command: list[str]):
         batches = zip(architecture_data.epoch(epoch, first, steps), weight_data.epoch(epoch, first, steps), strict=True)
         for step, ((x_s, y_s), (x_t, y_t)) in enumerate(batches, first):
             place[:] = epoch, step
-            reseed(config, epoch, step)
+            reseed(config, epoch, step, run.rank)
             # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
             loss_alpha = architect.architecture_step(x_s, y_s, tau, adam)
             norm_alpha = architect.gradient_norm
@@ -707,7 +683,7 @@ def search(config: dict, command: list[str]):
 
         means = run.means()
         genotype = net.genotype(config["derive"])
-        reseed(config, epoch, "evaluation")  # of the noise op
+        reseed(config, epoch, "evaluation", run.rank)  # of the noise op
         loss, accuracy = evaluate(functools.partial(net, arch=net.architecture(genotype)), evaluation_data)
         free, sure = genotypes.parameter_free(genotype), certainty(net)[1]
         true = true_accuracy(genotype) if true_accuracy else {}
@@ -773,10 +749,8 @@ def retrain(config: dict, command: list[str]) -> float:
     train_data = Stream(train, torch.arange(len(train.labels)), config, "retrain", device, mean_and_std)
     test_data = Stream(test, torch.arange(len(test.labels)), config, "test", device, mean_and_std)
 
-    reseed(config, "weights of the network")
+    reseed(config, "weights of the network", 0)  # the same on every rank
     network = build_network(genotype, config, classes).to(device)
-    for p in network.parameters() if dist.is_initialized() else ():  # ranks start from the same numbers
-        dist.broadcast(p.data, 0)
     sgd = make_sgd(network.parameters(), config, on_cuda(device))
     parts = dict(network=network, sgd=sgd)
     names, steps = ("loss_train", "accuracy_train", "gradient_norm"), config["steps_per_epoch"] or train_data.steps
@@ -800,7 +774,7 @@ def retrain(config: dict, command: list[str]) -> float:
         model.train()
         first = run.step
         for step, (images, labels) in enumerate(train_data.epoch(epoch, first, steps), first):
-            reseed(config, epoch, step)
+            reseed(config, epoch, step, run.rank)
             sgd.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
                 logits, logits_auxiliary = model(images)
@@ -818,6 +792,7 @@ def retrain(config: dict, command: list[str]) -> float:
         network.eval()
         for buffer in network.buffers() if dist.is_initialized() else ():
             dist.broadcast(buffer, 0)  # each rank has running statistics of its own images; the checkpoint has rank 0's
+        reseed(config, epoch, "evaluation", run.rank)
         loss_test, accuracy_test = evaluate(lambda images: network(images)[0], test_data)
         row = dict(lr=lr, drop_path=drop_path, loss_test=loss_test, accuracy_test=accuracy_test)
         end = run.end_epoch(row | means)
@@ -836,8 +811,8 @@ def retrain(config: dict, command: list[str]) -> float:
 # 6. Command line
 
 
-def number(kind, least: float, most: float = 10**9):
-    """A parser of numbers from least to most. kind: int or float."""
+def number(kind, least: float, most: float = 10**9) -> dict:
+    """argparse's keywords of a number from least to most. kind: int or float."""
 
     def parse(text: str):
         with contextlib.suppress(ValueError):
@@ -846,41 +821,46 @@ def number(kind, least: float, most: float = 10**9):
         whole = "whole " if kind is int else ""
         raise argparse.ArgumentTypeError(f"must be a {whole}number from {least:g} to {most:g}, not {text!r:.60}")
 
-    return parse
+    return dict(type=parse, metavar="N")
+
+
+def one_of(*names) -> dict:
+    return dict(choices=names)
 
 
 COUNT, POSITIVE, TWO = number(int, 0), number(int, 1), number(int, 2)
 AMOUNT, RATE, SHARE = number(float, 0), number(float, 1e-9), number(float, 0, 1)
-# Stages (s: search, r: retrain), name, kind, default, help. kind: bool, choices, the metavar of a text, or
-# the parser of a number. Where the default is None here, the protocol or `configure` has one, or there is none.
+SWITCH, DIR, FILE = dict(action=argparse.BooleanOptionalAction), dict(metavar="DIR"), dict(metavar="FILE")
+# Stages (s: search, r: retrain), name, argparse's keywords, default, help. Where the default is None here, the protocol
+# or `configure` has one, or there is none.
 FLAGS = [
-    ("sr", "space", rome.SPACES, None, "search space [darts, or the genotype's]"),
-    ("r", "genotype", "NAME|FILE|TEXT", None, "published name, JSON file, or printed genotype"),
-    ("sr", "dataset", DATASETS, None, "folder: DIR/{train,test}/CLASS/* [cifar10]"),
-    ("sr", "data", "DIR", "data", "where the images are, or are downloaded to"),
-    ("s", "method", tuple(METHODS), "rome-v2", "gdas: no topology sampling, one sample"),
-    ("s", "retrain", bool, None, "then retrain the cell; --retrain-epochs etc.: see retrain --help"),
+    ("sr", "space", dict(choices=rome.SPACES), None, "search space [darts, or the genotype's]"),
+    ("r", "genotype", dict(metavar="NAME|FILE|TEXT"), None, "published name, JSON file, or printed genotype"),
+    ("sr", "dataset", one_of(*DATASETS), None, "folder: DIR/{train,test}/CLASS/* [cifar10]"),
+    ("sr", "data", DIR, "data", "where the images are, or are downloaded to"),
+    ("s", "method", one_of(*METHODS), "rome-v2", "gdas: no topology sampling, one sample"),
+    ("s", "retrain", SWITCH, None, "then retrain the cell; --retrain-epochs etc.: see retrain --help"),
     ("s", "baseline", COUNT, 0, "with --retrain: retrain N random cells too"),
     ("s", "samples", POSITIVE, None, "K, the sub-networks accumulated per step"),
     ("s", "samples_alpha", POSITIVE, None, "K of the architecture step alone (default: K)"),
     ("s", "samples_theta", POSITIVE, None, "K of the weight step alone (default: K)"),
-    ("s", "equal_passes", bool, False, "epochs such that K * epochs is the protocol's (Table 5)"),
+    ("s", "equal_passes", SWITCH, False, "epochs such that K * epochs is the protocol's (Table 5)"),
     ("sr", "epochs", POSITIVE, None, "epochs"),
     ("sr", "batch_size", TWO, None, "images per batch (per process)"),
     ("sr", "channels", TWO, None, "initial channels"),
     ("sr", "cells", POSITIVE, None, "cells (nb201: per stage)"),
     ("sr", "steps_per_epoch", POSITIVE, None, "steps in an epoch, instead of all images"),
     ("sr", "image_size", POSITIVE, 32, "pixels, of folder and shapes (224 with ImageNet's stem)"),
-    ("sr", "stem", ("small", "imagenet"), None, "stride 1 or 8 (default by data set)"),
+    ("sr", "stem", one_of("small", "imagenet"), None, "stride 1 or 8 (default by data set)"),
     ("sr", "lr", RATE, None, "initial learning rate of the weights (SGD)"),
     ("sr", "lr_min", AMOUNT, None, "last learning rate of the cosine"),
-    ("r", "schedule", ("cosine", "linear"), None, "learning rate schedule"),
+    ("r", "schedule", one_of("cosine", "linear"), None, "learning rate schedule"),
     ("r", "lr_warmup", COUNT, None, "epochs of a linear warm-up of the learning rate"),
     ("sr", "momentum", SHARE, None, "of SGD"),
-    ("r", "nesterov", bool, None, "Nesterov momentum"),
+    ("r", "nesterov", SWITCH, None, "Nesterov momentum"),
     ("sr", "weight_decay", AMOUNT, None, "of the weights"),
     ("sr", "clip", AMOUNT, None, "bound on the norm of the weights' gradient; 0: none"),
-    ("s", "theta_reduction", ("sum", "mean"), "sum", "over the K gradients of the weights, Eq. 12"),
+    ("s", "theta_reduction", one_of("sum", "mean"), "sum", "over the K gradients of the weights, Eq. 12"),
     ("sr", "cutout", COUNT, None, "side of the erased square in pixels; 0: none"),
     ("r", "drop_path", number(float, 0, 0.99), None, "drop path rate of the last epoch"),
     ("r", "auxiliary", AMOUNT, None, "weight of the auxiliary loss; 0: no such head"),
@@ -888,27 +868,27 @@ FLAGS = [
     ("s", "alpha_lr", RATE, None, "learning rate of alpha and beta (Adam)"),
     ("s", "alpha_weight_decay", AMOUNT, None, "of alpha and beta"),
     ("s", "alpha_clip", AMOUNT, None, "bound on the norm of alpha's and beta's gradient; 0: none"),
-    ("s", "alpha_reduction", ("mean", "sum"), "mean", "over the K gradients of alpha and beta, Eq. 11"),
+    ("s", "alpha_reduction", one_of("mean", "sum"), "mean", "over the K gradients of alpha and beta, Eq. 11"),
     ("s", "tau_max", RATE, None, "temperature of the first epoch"),
     ("s", "tau_min", RATE, None, "temperature of the last epoch"),
     ("s", "fraction", number(float, 1e-9, 0.5), None, "of every class, for each of two halves"),
-    ("s", "derive", ("joint", "sequential", "exact"), "joint", "argmax of Eq. 9; or beta first"),
+    ("s", "derive", one_of("joint", "sequential", "exact"), "joint", "argmax of Eq. 9; or beta first"),
     ("s", "evaluation_images", COUNT, 2000, "of the supernet accuracy; 0: all of alpha's"),
-    ("s", "table", "FILE", None, "CSV of NAS-Bench-201: log the derived cell's true accuracy"),
+    ("s", "table", FILE, None, "CSV of NAS-Bench-201: log the derived cell's true accuracy"),
     ("sr", "seed", COUNT, 0, "of everything random"),
-    ("sr", "device", ("auto", "cpu", "cuda", "mps"), "auto", "where to compute"),
-    ("sr", "amp", bool, False, "mixed precision in bfloat16"),
-    ("s", "recompute", bool, False, "recompute cells in the backward pass: least memory"),
-    ("r", "compile", bool, False, "torch.compile the network"),
-    ("sr", "deterministic", bool, False, "deterministic kernels"),
+    ("sr", "device", one_of("auto", "cpu", "cuda", "mps"), "auto", "where to compute"),
+    ("sr", "amp", SWITCH, False, "mixed precision in bfloat16"),
+    ("s", "recompute", SWITCH, False, "recompute cells in the backward pass: least memory"),
+    ("r", "compile", SWITCH, False, "torch.compile the network"),
+    ("sr", "deterministic", SWITCH, False, "deterministic kernels"),
     ("sr", "workers", COUNT, 2, "processes that read images"),
     ("sr", "cache_gib", AMOUNT, 4.0, "GiB up to which a folder's images are kept in memory"),
-    ("sr", "out", "DIR", None, "where it writes (default: a folder in runs/)"),
-    ("sr", "resume", bool, False, "go on from the folder's last checkpoint"),
-    ("sr", "config", "FILE", None, "settings of a config.json; flags override them"),
+    ("sr", "out", DIR, None, "where it writes (default: a folder in runs/)"),
+    ("sr", "resume", SWITCH, False, "go on from the folder's last checkpoint"),
+    ("sr", "config", FILE, None, "settings of a config.json; flags override them"),
     ("sr", "save_minutes", AMOUNT, 10.0, "minutes between checkpoints"),
-    ("sr", "quick", bool, False, "small numbers; shapes if no --dataset"),
-    ("sr", "quiet", bool, False, "print nothing but errors"),
+    ("sr", "quick", SWITCH, False, "small numbers; shapes if no --dataset"),
+    ("sr", "quiet", SWITCH, False, "print nothing but errors"),
 ]
 TABLES = {"search": SEARCH, "retrain": RETRAIN}
 
@@ -934,21 +914,12 @@ def make_parser() -> Parser:
     for stage, help in dict(search="search a cell", retrain="train the network of a cell from scratch").items():
         usual = defaults_of(stage) | protocol(TABLES[stage], "darts", "cifar10")
         command = commands.add_parser(stage, help=help, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        for stages, name, kind, _, text in FLAGS:
-            has_default = usual.get(name) is not None and usual[name] is not False
-            more = dict(help=f"{text} [{usual[name]}]" if has_default else text)
-            if kind is bool:
-                more["action"] = argparse.BooleanOptionalAction
-            elif isinstance(kind, (tuple, dict)):
-                more["choices"] = kind
-            elif isinstance(kind, str):
-                more["metavar"] = kind
-            else:
-                more |= dict(type=kind, metavar="N")
+        for stages, name, keywords, _, text in FLAGS:
+            flag, has_default = name.replace("_", "-"), usual.get(name) is not None and usual[name] is not False
             if stage[0] in stages:
-                command.add_argument("--" + name.replace("_", "-"), **more)
+                command.add_argument(f"--{flag}", help=f"{text} [{usual[name]}]" if has_default else text, **keywords)
             if stage == "search" and name in RETRAIN_FLAGS:
-                command.add_argument("--retrain-" + name.replace("_", "-"), **more | dict(help=argparse.SUPPRESS))
+                command.add_argument(f"--retrain-{flag}", help=argparse.SUPPRESS, **keywords)
     command = commands.add_parser("predict", help="classify images with a retrained network")
     command.add_argument("run", metavar="RUN", help="folder of a retrain, or of a search with --retrain")
     command.add_argument("images", nargs="+", metavar="IMAGE")
@@ -986,11 +957,11 @@ def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
     if stem == "imagenet" or dataset in PIXELS_32:
         row["image_size"] = 224 if stem == "imagenet" else 32
     if stage == "search":
+        passes = row["samples"] * row["epochs"]
         row["samples"] = 1 if given.get("method") == "gdas" else row["samples"]
         row["samples_alpha"] = row["samples_theta"] = given.get("samples", row["samples"])
         if given.get("equal_passes"):
-            samples = given.get("samples_theta", row["samples_theta"])
-            row["epochs"] = max(1, usual["samples"] * usual["epochs"] // samples)
+            row["epochs"] = max(1, passes // given.get("samples_theta", row["samples_theta"]))
     config = row | given
     refuse_contradictions(config, row)
     if stage == "retrain":
@@ -1006,7 +977,6 @@ def refuse_contradictions(config: dict, row: dict) -> None:
     c, search = argparse.Namespace(**config), "method" in config
     family, cifar, step = rome.SPACES[c.space].family, c.dataset in PIXELS_32, 32 if c.stem == "imagenet" else 4
     wrong = {
-        "--stem imagenet is for the darts spaces": c.stem == "imagenet" and family != "darts",
         "--stem imagenet is for imagenet and folder": c.stem == "imagenet" and (cifar or c.dataset == "shapes"),
         f"--image-size: the images of {c.dataset} have 32 pixels": cifar and c.image_size != 32,
         f"--image-size must be a multiple of {step}, at most 4096": c.image_size % step or c.image_size > 4096,
@@ -1024,7 +994,6 @@ def refuse_contradictions(config: dict, row: dict) -> None:
             "--equal-passes sets the epochs": c.equal_passes and c.epochs != row["epochs"],
             "--table is for nb201": c.table and family != "nb201",
             "--derive has no effect beside --method gdas": c.method == "gdas" and c.derive != "joint",
-            "--method gdas is not for the 1shot1 spaces": c.method == "gdas" and family == "1shot1",
         }
     for message, is_wrong in wrong.items():
         if is_wrong:
@@ -1035,12 +1004,9 @@ def home_space(source: str | None) -> str:
     """The space whose protocol a genotype is retrained by: the one named in its file, else the first of its family."""
     if not source:
         raise ValueError("retrain needs --genotype NAME, FILE or TEXT; published: " + ", ".join(genotypes.PUBLISHED))
-    named = ""
-    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        if Path(source).is_file():
-            named = json.loads(Path(source).read_bytes()).get("space")
     family = rome.family_of(genotypes.load(source))
     related = [name for name, space in rome.SPACES.items() if rome.FAMILIES[space.family] is family]
+    named = json.loads(Path(source).read_bytes()).get("space") if source.endswith(".json") else None
     return named if named in related else related[0]
 
 
@@ -1109,7 +1075,7 @@ def run_stage(stage: str, words: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line. Exit status: 0 done; 2 bad input; 3 numbers went wrong; 130, 143 interrupted, state saved;
     1: another process of torchrun was lost. What went wrong is printed in one line."""
-    words, status, Stop.signal, Stop.folder = sys.argv[1:] if argv is None else argv, 0, None, None
+    words, status = sys.argv[1:] if argv is None else argv, 0
     handlers = {number: signal.signal(number, Stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         args = vars(make_parser().parse_args(words))
@@ -1127,11 +1093,11 @@ def main(argv: list[str] | None = None) -> int:
             print(function(**args).rstrip("\n"))
     except SystemExit as error:  # --help
         status = error.code
-    except (Exception, Interrupted) as error:
+    except (Exception, KeyboardInterrupt) as error:
         status, text = explain(error)
         print(f"{PROGRAM}: {text}", file=sys.stderr)
     finally:
-        Stop.signal = None
+        Stop.signal = Stop.folder = None
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if dist.is_initialized() and (status != 1 or not torch.cuda.is_initialized()):  # NCCL might wait for a lost rank
@@ -1144,10 +1110,10 @@ def main(argv: list[str] | None = None) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """Exit status and text of what stopped the program. Raises it again if it is an error of the program's own."""
     text, status = first_line(error), 2
-    if isinstance(error, Interrupted):
+    if isinstance(error, KeyboardInterrupt):
         saved = "the state is saved; the same command with --resume goes on" if Stop.folder else "stopped"
         return 128 + Stop.signal, f"{signal.Signals(Stop.signal).name}: {saved}"
-    if isinstance(error, NumbersError):
+    if isinstance(error, FloatingPointError):
         status = 3
     elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
         text = "the memory is full; lower --batch-size or --channels, or add --recompute or --amp"
@@ -1159,7 +1125,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         status, text = 1, f"rank {rank_and_world()[0]} lost the others ({text})"
     elif not isinstance(error, (OSError, ValueError)):
         raise error
-    kept = f"; {Stop.folder} keeps its last checkpoint, from which --resume goes on" if Stop.folder else ""
+    saved = Stop.folder and (Stop.folder / "last.pt").exists()
+    kept = f"; {Stop.folder} keeps its last checkpoint, from which --resume goes on" if saved else ""
     return status, f"error: {text}{kept}"
 
 

@@ -17,12 +17,14 @@ def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
         cell = genotypes.random_cell(config["space"], train.keyed(config["seed"], "random cell", number))
         out = str(Path(config["out"]) / f"random-{number}")
         random.append(train.retrain(train.retrain_config(config, cell, out=out), command))
-    if not random or train.rank_and_world()[0] or config["quiet"]:
+    if not random or config["quiet"]:
+        return
+    known, test = train.load_data(config, "train"), train.load_data(config, "test")
+    if train.rank_and_world()[0]:
         return
     spread = f" ± {statistics.stdev(random):.2f} ({min(random):.2f} to {max(random):.2f})" if len(random) > 1 else ""
     print(f"test accuracy in %, retrained by one protocol:\n  found cell {found:15.2f}")
     print(f"  random cells, {len(random):<3} {statistics.fmean(random):8.2f}{spread}")
-    known, test = train.load_data(config, "train"), train.load_data(config, "test")
     if known.pixels is not None and test.pixels is not None:
         linear = linear_accuracy(known.pixels, known.labels, test.pixels, test.labels, len(known.classes))
         print(f"  linear model {linear:13.2f} on the same pixels")
@@ -41,5 +43,5 @@ def linear_accuracy(train_images, train_labels, test_images, test_labels, classe
 def inputs(images: torch.Tensor) -> torch.Tensor:
     """Float (N, values) from uint8 (N, H, W, 3); images larger than 32 pixels are averaged down, 1,000 at a time."""
     size = min(32, images.shape[1])
-    chunks = images.permute(0, 3, 1, 2).split(1000)
-    return torch.cat([F.adaptive_avg_pool2d(chunk.float(), size).flatten(1) for chunk in chunks])
+    parts = [F.adaptive_avg_pool2d(part.float(), size) for part in images.permute(0, 3, 1, 2).split(1000)]
+    return torch.cat(parts).flatten(1)

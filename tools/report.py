@@ -18,7 +18,7 @@ cells/channels (nb201: cells of a stage), epochs, batch size, learning rate, K. 
 REPORT = """\
 Num: parameter-free ops of the normal cell, or of the only one. supernet %: of the derived cell, not a result.
 error %: on the test images, in the last epoch. random %: the same of random cells, retrained by the same protocol.
-Our ± is the sample deviation (n - 1); the paper's fits the population deviation (n) of four searches.
+Our ± is the sample deviation, n - 1; the paper's fits n = 4 and the population deviation.
 """
 
 
