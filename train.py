@@ -119,7 +119,7 @@ def protocol(table: dict, space: str, dataset: str, stem: str | None = None) -> 
 def keyed(*place) -> torch.Generator:
     """A CPU generator for one place in the run, such as (seed, "weights", epoch, step)."""
     digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # it takes 63 bits
 
 
 class Images(NamedTuple):
@@ -424,7 +424,8 @@ class Run:
         seconds, peak = time.perf_counter() - self.epoch_begin, round(peak_mib(self.device), 2)
         speed = round(self.images / seconds, 2) if self.images else ""  # "": resumed after the last step
         row = dict(epoch=self.epoch + 1) | row | dict(images_per_second=speed, seconds=round(seconds, 2), peak_mib=peak)
-        self.epoch, self.step, self.rows, self.images = self.epoch + 1, 0, [*self.rows, row], 0
+        self.rows.append(row)
+        self.epoch, self.step, self.images = self.epoch + 1, 0, 0
         self.epoch_begin = time.perf_counter()
         self.sums.zero_()
         if self.rank == 0:
@@ -508,7 +509,7 @@ def peak_mib(device: torch.device) -> float:
 
 def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]  # raised by a worker
+    line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]  # from a worker
     return f"{line:.500}"
 
 
@@ -948,9 +949,13 @@ def configure(stage: str, settings: dict, words: list[str] = ()) -> dict:
     """The whole configuration of "search" or "retrain": protocol < --quick < settings < words of a command line."""
     given = vars(make_parser().parse_args([stage, *words_of(settings), *words]))
     del given["command"]
-    quick, source = given.get("quick", False), given.get("genotype")
-    home = home_space(source) if stage == "retrain" else "s2" if quick else "darts"
-    space, dataset = given.setdefault("space", home), given.setdefault("dataset", "shapes" if quick else "cifar10")
+    quick, source, home = given.get("quick", False), given.get("genotype"), "darts"
+    if stage == "retrain":
+        home = home_space(source)
+    elif quick:
+        home = "s2"
+    space = given.setdefault("space", home)
+    dataset = given.setdefault("dataset", "shapes" if quick else "cifar10")
     stem = given.setdefault("stem", "imagenet" if dataset == "imagenet" else "small")
     usual = protocol(TABLES[stage], space, dataset, stem)
     row = defaults_of(stage) | usual | (QUICK[stage] if quick else {})
