@@ -320,8 +320,8 @@ def draw(path: Path, study: str, epochs: list[dict], column: str, label: str, li
                 place = dict(xytext=(0, 2), textcoords="offset points", fontsize=7, ha="right")
                 axis.annotate(CHANCE[row["n"]], (end, height), **place)
         title = f"{arm}: {len(complete)} finished, {len(runs) - len(complete)} unfinished"
-        axis.set(title=title, xlabel="thousand sub-network passes", xlim=(0, end), ylim=limits)
-    axes[0][0].set_ylabel(label)
+        axis.set(title=title, xlabel="thousand sub-network passes", xlim=(0, end))
+    axes[0][0].set(ylabel=label, ylim=limits)  # once all panels have their lines, since they share the axis
     fig.savefig(path, metadata={"Date": None})
 
 
