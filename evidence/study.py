@@ -36,6 +36,10 @@ STUDIES = {
         "gdas-k7": NB201 | dict(method="gdas", samples=7),
         "gdas-k1": NB201 | dict(method="gdas", equal_passes=True),
     },
+    "steps": {  # K = 1 with as many steps as K = 7, so a seventh of the passes
+        "rome-k1-50": NB201 | dict(method="rome-v2", samples=1),
+        "gdas-k1-50": NB201 | dict(method="gdas"),
+    },
     "clip": {  # Eq. 12's sum and the clip
         "rome-k7": ROME_K7,  # sum, clip 5
         "sum-noclip": ROME_K7 | dict(clip=0),
