@@ -330,7 +330,7 @@ def draw(path: Path, study: str, epochs: list[dict], column: str, label: str, li
 
 
 def figures(_) -> int:
-    """Draws every study that has runs of two arms, and puts its tables between its two markers in README.md."""
+    """Of every study that has runs of two arms: its tables, between its two markers in README.md, and its figures."""
     epochs, supernets, by_chance = (read(RESULTS / f"{name}.csv") for name in ("epochs", "supernets", "random"))
     page = (HERE / "README.md").read_text()
     for study, arms in STUDIES.items():
@@ -338,14 +338,15 @@ def figures(_) -> int:
         marker = f"<!-- table {study} -->"
         if sum(bool(runs_of(arm, epochs)) for arm in arms) < 2:  # nothing to compare yet
             continue
-        text = tables(study, rows, supernets, [] if study == "collapse" else by_chance)
+        text = tables(study, rows, supernets, by_chance if study == "length" else [])
         before, _, after = page.split(marker)
         page = f"{before}{marker}\n\n{text}\n\n{marker}{after}"
-        if study != "collapse":
+        if study in ("length", "clip"):
             path, label = HERE / f"{study}-accuracy.svg", "true accuracy of the derived cell, %"
             draw(path, study, rows, "table_test", label, (None, 95), by_chance)
-        path, most = HERE / f"{study}-parameter-free.svg", 8.2 if study == "collapse" else 6.2
-        draw(path, study, rows, "parameter_free", "parameter-free ops of the cell", (-0.2, most), [])
+        if study in ("length", "collapse"):
+            path, most = HERE / f"{study}-parameter-free.svg", 6.2 if study == "length" else 8.2
+            draw(path, study, rows, "parameter_free", "parameter-free ops of the cell", (-0.2, most), [])
     (HERE / "README.md").write_text(page)
     return 0
 
