@@ -46,7 +46,7 @@ MEMORY_FORMAT = torch.channels_last  # of images and weights
 
 
 def gumbel_noise(size, generator: torch.Generator | None = None) -> Tensor:
-    """Gumbel(0, 1) noise on the generator's device: -log of an exponential variable -log u."""
+    """Gumbel(0, 1) noise on the generator's device: -log E, where E = -log u is exponentially distributed."""
     exponential = torch.empty(size, device=generator.device if generator else "cpu").exponential_(generator=generator)
     return -exponential.clamp_min(torch.finfo(exponential.dtype).tiny).log()
 
@@ -65,7 +65,7 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
         raise ValueError(f"tau is {tau}; it must be a positive number, at least 1.2e-38")
     scores = F.log_softmax(logits, -1) + noise
     top = scores.detach().topk(k, -1)
-    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7; minus the maximum, against overflow
+    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7; scores / tau alone might overflow
     hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 8
     return hard + (relaxed - relaxed.detach())
 
@@ -73,7 +73,7 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
 def choose_pair(beta: Tensor, holds: Tensor, tau: float, noise: Tensor) -> Tensor:
     """v1: B of a node (..., n) from a logit per pair of inputs. holds: (pairs, n), 1 where a pair has the input.
 
-    Where a node keeps another number of inputs, a "pair" is a set of so many.
+    Where a node keeps k inputs, and k is not 2, a "pair" is a set of k inputs.
     """
     pair = gumbel_top_k(beta, 1, tau, noise)  # Eq. 4, 5
     return (pair[..., None] * holds).sum(-2)  # Eq. 6
@@ -82,8 +82,8 @@ def choose_pair(beta: Tensor, holds: Tensor, tau: float, noise: Tensor) -> Tenso
 def log_p_inputs(topology: str, beta: Tensor, n: int, inputs: tuple, exact: bool) -> Tensor:
     """log p(e; beta): the probability that a node keeps these of its n possible inputs.
 
-    With p = softmax(beta), for v2 Eq. 9 prints the product p_i p_k, which does not sum to 1 over pairs. `exact` is the
-    true probability, p_i p_k (1 / (1 - p_i) + 1 / (1 - p_k)): a sum over the orders of drawing without replacement.
+    In v2, with p = softmax(beta), Eq. 9 as printed gives p_i p_k. This does not sum to 1 over pairs. `exact` gives the
+    probability of drawing i and k without replacement, in either order: p_i p_k (1 / (1 - p_i) + 1 / (1 - p_k)).
     """
     log_p = F.log_softmax(beta, -1)
     if topology == "v1":
@@ -144,7 +144,9 @@ class Architect:
         """Eq. 11: alpha and beta move along the mean gradient of K sub-networks. Returns the mean loss, 0-dim."""
         parameters = [p for p in self.net.architecture_parameters() if p.requires_grad]
         archs = self._sample("architecture", self.samples[0], tau)
-        gates, gradients, losses = [], [], []  # gates: the A and B of all K, through which all gradients go
+        # The K sub-networks were drawn in one graph. The gradient of each loss stops at its own A and B, the gates,
+        # which frees its activations. Then one backward pass goes on from all gates to alpha and beta.
+        gates, gradients, losses = [], [], []
         with frozen(self.net.weights()):
             for arch in archs:
                 loss = self._loss(images, labels, arch)
@@ -155,7 +157,7 @@ class Architect:
                 gates += its_gates
         for p in parameters:  # Adam moves all entries of alpha and beta in every step
             p.grad = torch.zeros_like(p)
-        torch.autograd.backward(gates, gradients)  # through the sampling, which the K share, so once
+        torch.autograd.backward(gates, gradients)
         return self._update(parameters, losses, self.architecture_clip, optimizer)
 
     def weight_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
@@ -229,9 +231,10 @@ def average_over_ranks(parameters: list, loss: Tensor) -> Tensor:
 class Space(NamedTuple):
     """A search space: node j keeps picks[j] of candidates[j] inputs; ops maps a cell type to its rows of op names.
 
-    Here j counts the nodes from 0, without the cell's inputs.
-    alpha has the same rows: one per edge, (0 -> first node), (1 -> first node), ..., node by node; in the family
-    "1shot1" one per node.
+    The inputs of a node are the cell's inputs (darts: two, else one) and all nodes before it, so candidates is
+    (2, 3, ...) or (1, 2, ...). A row of ops, like one of alpha, belongs to an edge: first the edges into the first
+    node, by their input, then those into the second. In the family "1shot1" it belongs to a node; there the last node
+    is the cell's output, which has no row. All rows have as many ops.
     """
 
     family: str
@@ -290,7 +293,8 @@ class Supernet(nn.Module):
         return self.beta[kind].split(self.sizes)
 
     def forward(self, images: Tensor, arch: dict) -> Tensor:
-        """Logits (N, classes) of the sub-network `arch` on images (N, 3, H, W); H and W are multiples of 4."""
+        """Logits (N, classes) of the sub-network `arch` on images (N, 3, H, W); H and W are multiples of 4
+        (ImageNet's stem: of 32)."""
         return self.body(images.contiguous(memory_format=MEMORY_FORMAT), arch)[0]
 
     def sample(self, tau: float, generator: torch.Generator | None = None) -> dict:
@@ -304,7 +308,8 @@ class Supernet(nn.Module):
         alpha = next(iter(self.alpha.values()))
         noise = noise.to(alpha.device, alpha.dtype, non_blocking=alpha.is_cuda)
         drawn = [self._draw(kind, tau, part) for kind, part in zip(self.alpha, noise.split(counts, 1))]
-        picked = [torch.cat([ops, B.detach()], 1) for B, _, ops in drawn]  # ops of all rows, then B of all edges
+        # In one row of floats, for a single copy: the ops' numbers of all rows, then 0 or 1 for all edges.
+        picked = [torch.cat([ops, B.detach()], 1) for B, _, ops in drawn]
         picked = torch.cat(picked, 1).cpu().split([part.shape[1] for part in picked], 1)  # the one wait for the device
         archs = [{} for _ in generators]
         for kind, (B, A, _), rows in zip(self.alpha, drawn, picked):
@@ -343,9 +348,10 @@ class Supernet(nn.Module):
         cells = {}
         for kind, alpha in self.alpha.items():
             inputs, ops = [], alpha.argmax(-1).tolist()
-            scored = [] if rule == "sequential" and self.topology != "none" else ops
+            scored = None if rule == "sequential" and self.topology != "none" else ops
             for j, (_, n, k) in enumerate(self.nodes):
-                k = k if self.family.gdas_keeps_all_edges else self.space.picks[j]  # they differ in topology "none"
+                if self.topology == "none" and not self.family.gdas_keeps_all_edges:
+                    k = self.space.picks[j]  # the derived cell has fewer edges than GDAS runs
                 subsets = itertools.combinations(range(n), k)
                 best = max(subsets, key=lambda subset: self._log_p(kind, j, subset, scored, rule == "exact"))
                 inputs.append(list(best))
@@ -364,14 +370,15 @@ class Supernet(nn.Module):
             terms += [self._log_p(kind, j, inputs, z.ops, exact) for j, inputs in enumerate(z.inputs)]
         return torch.stack(terms).sum()
 
-    def _log_p(self, kind: str, j: int, inputs, ops: list, exact: bool) -> Tensor:
-        """log p(e) p(o|e) of node j: of its inputs, and of the operations on them; log p(e) where `ops` is empty."""
+    def _log_p(self, kind: str, j: int, inputs, ops: list | None, exact: bool) -> Tensor:
+        """log p(e) p(o|e) of node j: of its inputs, and of the operations on them. Without `ops`, log p(e) alone."""
         first, n, _ = self.nodes[j]
         log_alpha = F.log_softmax(self.alpha[kind], -1)
         log_p = log_alpha.new_zeros(())
         if self.topology != "none":
             log_p = log_p_inputs(self.topology, self.beta_by_node(kind)[j], n, tuple(inputs), exact)
-        for row in [first + i for i in inputs] if self.family.ops_on_edges else [j]:
+        rows = [first + i for i in inputs] if self.family.ops_on_edges else [j]
+        for row in rows if ops else ():
             if row < len(ops):  # the output node of 1shot1 has no operation
                 log_p = log_p + log_alpha[row, ops[row]]
         return log_p
@@ -388,7 +395,8 @@ class Supernet(nn.Module):
                 good = good and len(kept) in (k, pick) and len(set(kept)) == len(kept) and set(kept) <= set(range(n))
             if not good or any(name and name not in row for name, row in zip(names, rows)):
                 raise ValueError(f"the {kind} cell of {genotype} is not in this space")
-            arch[kind] = Choice(inputs, [row.index(name) if name else 0 for name, row in zip(names, rows)])
+            ops = [row.index(name) if name else 0 for name, row in zip(names, rows)]  # 0 where no edge is kept
+            arch[kind] = Choice(inputs, ops)
         return arch
 
     def cell(self, arch: dict):
@@ -407,6 +415,10 @@ def check_space(space: Space):
     candidates = [family.cell_inputs + j for j in range(len(space.picks))]
     if list(space.candidates) != candidates or not all(1 <= k <= n for k, n in zip(space.picks, candidates)):
         raise ValueError(f"candidates must be {candidates}, and each of picks from 1 to its candidates")
+    if space.family == "darts" and set(space.picks) != {2}:
+        raise ValueError(f"picks is {space.picks}; a genotype of DARTS has two inputs per node")
+    if space.family == "nb201" and len(space.picks) != 3:
+        raise ValueError(f"picks is {space.picks}; a genotype of NAS-Bench-201 has three nodes")
     rows = sum(candidates) if family.ops_on_edges else len(candidates) - 1
     good = set(space.ops) == set(family.kinds)
     for ops in space.ops.values():
@@ -419,10 +431,11 @@ def check_space(space: Space):
 class Body(nn.Module):
     """A network of cells with one or more operations in every row; `forward(images, arch)` runs one operation per row.
 
-    The supernet uses it with all candidates, the derived network with one per row. `affine` is true in the derived
-    network alone; more than the batch norms depends on it. A family of spaces is a subclass, with `encode` and `decode`
-    between its genotypes and {cell type: (inputs per node, op name or None per row)}. Its constructor gets `ops`, the
-    rows of op names by cell type.
+    The supernet uses it with all candidates, the derived network with one per row. `affine` says that this is the
+    derived network: its batch norms have scale, shift and running statistics, its pools no norm, its operations drop
+    path, and ImageNet's stem has a third of the channels, as in DARTS. A family of spaces is a subclass, with `encode`
+    and `decode` between its genotypes and {cell type: (inputs per node, op name or None per row)}. Its constructor gets
+    `ops`, the rows of op names by cell type.
     """
 
     primitives: dict  # op name -> constructor(channels, stride, affine) of a module
@@ -570,8 +583,9 @@ class Noise(nn.Module):
 
 
 # Name -> function (channels, stride, affine) that makes an operation, (N, C, H, W) -> (N, C, H / stride, W / stride).
-# affine: for the derived network. A new entry adds one: any module, or an Op, whose Norm takes the gate without memory.
-# It must not write to its input, which other edges read; rectified=True stands for a ReLU at its beginning.
+# affine: for the derived network. To add an operation, add an entry: it makes any module, whose output is multiplied
+# by the gate, or an Op with a Norm, whose scale the gate is, which saves memory. An Op with rectified=True receives
+# relu(x), so it needs no ReLU at its beginning. No operation writes to its input, which other edges read.
 PRIMITIVES = {
     "max_pool_3x3": lambda c, stride, affine: pool("max", stride, None if affine else Norm(c, affine)),
     "avg_pool_3x3": lambda c, stride, affine: pool("avg", stride, None if affine else Norm(c, affine)),
@@ -597,6 +611,7 @@ def add_nodes(states: list, edges: nn.ModuleList, z: Choice, c: int) -> list:
                 rectified[i] = F.relu(states[i])
             terms.append(op(rectified[i] if op.rectified else states[i], gates[first + i]))
         first += len(states)
+        # A genotype of NAS-Bench-201 may have a node without inputs.
         states.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(states[-1]))
     return states
 
@@ -649,12 +664,12 @@ class DartsBody(Body):
         for index in range(cells):
             kind = "reduce" if index in (cells // 3, 2 * cells // 3) else "normal"
             channels *= 2 if kind == "reduce" else 1
-            strides, node = [], 2  # of the edges, node by node
+            strides, states = [], 2  # states: inputs of the cell and nodes so far; a node has an edge from each
             while len(strides) < len(ops[kind]):
-                strides += [2 if kind == "reduce" and i < 2 else 1 for i in range(node)]
-                node += 1
+                strides += [2 if kind == "reduce" and i < 2 else 1 for i in range(states)]
+                states += 1
             edges = self.operations(ops[kind], channels, strides)
-            output = concat[kind] if concat else range(2, node)
+            output = concat[kind] if concat else range(2, states)
             self.cells.append(DartsCell(edges, output, c_prev_prev, c_prev, channels, affine, reduction_prev))
             self.kinds_of_cells.append(kind)
             c_prev_prev, c_prev, reduction_prev = c_prev, channels * len(output), kind == "reduce"
