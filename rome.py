@@ -415,16 +415,15 @@ def check_space(space: Space):
     candidates = [family.cell_inputs + j for j in range(len(space.picks))]
     if list(space.candidates) != candidates or not all(1 <= k <= n for k, n in zip(space.picks, candidates)):
         raise ValueError(f"candidates must be {candidates}, and each of picks from 1 to its candidates")
-    if space.family == "darts" and set(space.picks) != {2}:
-        raise ValueError(f"picks is {space.picks}; a genotype of DARTS has two inputs per node")
-    if space.family == "nb201" and len(space.picks) != 3:
-        raise ValueError(f"picks is {space.picks}; a genotype of NAS-Bench-201 has three nodes")
     rows = sum(candidates) if family.ops_on_edges else len(candidates) - 1
     good = set(space.ops) == set(family.kinds)
     for ops in space.ops.values():
-        good = good and len(ops) == rows and len(set(map(len, ops))) == 1
+        good = good and len(ops) == rows and len(set(map(len, ops))) == 1 and all(ops)
     if not good:
         raise ValueError(f"ops must have {rows} rows of as many op names for each cell type: {', '.join(family.kinds)}")
+    inputs = [list(range(k)) for k in space.picks]
+    cell = {kind: (inputs, [row[0] for row in ops]) for kind, ops in space.ops.items()}
+    family.decode(family.encode(cell))  # ValueError where such a cell has no genotype
     return family
 
 
