@@ -27,6 +27,8 @@ RESULTS = HERE / "results"
 
 NB201 = dict(space="nb201", image_size=16, channels=8, cells=1, batch_size=32, steps_per_epoch=391)
 ROME_K7 = NB201 | dict(method="rome-v2", samples=7)
+# K = 1 in steps as large as those of K = 7 without a clip: 7 (g + w / 7 * decay) in place of g + w * decay.
+RATE7 = dict(lr=0.35, lr_min=0.007, weight_decay=0.0003 / 7)
 # Few images and many steps: the supernet can fit them, which is when GDAS is said to collapse.
 S2 = dict(space="s2", image_size=16, channels=16, cells=8, batch_size=25, steps_per_epoch=60, fraction=0.0625)
 STUDIES = {
@@ -39,6 +41,8 @@ STUDIES = {
     "steps": {  # K = 1 with as many steps as K = 7, so a seventh of the passes
         "rome-k1-50": NB201 | dict(method="rome-v2", samples=1),
         "gdas-k1-50": NB201 | dict(method="gdas"),
+        "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1),
+        "gdas-k1-rate7": NB201 | RATE7 | dict(method="gdas"),
     },
     "clip": {  # Eq. 12's sum and the clip
         "rome-k7": ROME_K7,  # sum, clip 5
