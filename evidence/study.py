@@ -38,11 +38,12 @@ STUDIES = {
         "gdas-k7": NB201 | dict(method="gdas", samples=7),
         "gdas-k1": NB201 | dict(method="gdas", equal_passes=True),
     },
-    "steps": {  # K = 1 with as many steps as K = 7, so a seventh of the passes
+    "steps": {  # -50: K = 1 with as many steps as K = 7, so a seventh of the passes; -rate7: and as large ones
         "rome-k1-50": NB201 | dict(method="rome-v2", samples=1),
         "gdas-k1-50": NB201 | dict(method="gdas"),
-        "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1),
-        "gdas-k1-rate7": NB201 | RATE7 | dict(method="gdas"),
+        "rome-k1-50-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1),
+        "gdas-k1-50-rate7": NB201 | RATE7 | dict(method="gdas"),
+        "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1, equal_passes=True),
     },
     "clip": {  # Eq. 12's sum and the clip
         "rome-k7": ROME_K7,  # sum, clip 5
