@@ -11,6 +11,7 @@ missing runs can be made elsewhere. `figures` needs matplotlib and the CSV files
 
 import argparse
 import csv
+import itertools
 import json
 import random
 import re
@@ -124,8 +125,9 @@ def best_of(n: int, cells: list[str], table: dict) -> float:
 # Reading runs
 
 COLUMNS = (
-    "table_test", "table_rank", "table_regret", "table_regret_own", "parameter_free_{kind}", "entropy_alpha_{kind}",
-    "entropy_beta_{kind}", "loss_alpha", "loss_theta", "supernet_accuracy", "gradient_norm", "clipped",
+    "table_test", "table_rank", "table_regret", "table_regret_own", "parameter_free_{kind}", "parameter_free_reduce",
+    "entropy_alpha_{kind}", "entropy_beta_{kind}", "loss_alpha", "loss_theta", "supernet_accuracy", "gradient_norm",
+    "clipped",
 )  # fmt: skip
 CELLS, IMAGES, BATCH = 200, 2000, 100
 
@@ -266,14 +268,16 @@ def finished(rows: list[dict]) -> bool:
 
 
 CHANCE = {"1": "a random cell", "10": "best of ten random cells", "all": "best cell"}
-HEAD = ["true accuracy %", "rank", "regret", "free", "entropy", "Spearman", "Spearman, own space", "drawn %"]
+HEAD = ["true accuracy %", "rank", "regret", "free", "free, reduction", "loss", "entropy", "Spearman"]
+HEAD += ["Spearman, own space", "drawn %"]
 
 
 def numbers(last: list[dict], supernets: list[dict]) -> list[str]:
     """The cells of a table's row: means over the last epochs of some runs."""
     names = [row["run"] for row in last]
     nets = [row for row in supernets if row["run"] in names]
-    of_search = dict(table_test=2, table_rank=0, table_regret_own=2, parameter_free=1, entropy_alpha=2)
+    of_search = dict(table_test=2, table_rank=0, table_regret_own=2, parameter_free=1, parameter_free_reduce=1)
+    of_search |= dict(loss_theta=2, entropy_alpha=2)
     of_net = ("spearman_rome", "spearman_gdas", "drawn_mean")
     shown = [show([row[name] for row in last], digits) for name, digits in of_search.items()]
     return shown + [show([row[name] for row in nets]) for name in of_net]
@@ -289,12 +293,15 @@ def tables(study: str, epochs: list[dict], supernets: list[dict], by_chance: lis
         for row in (rows[-1] for rows in runs_of(arm, epochs) if not finished(rows)):
             going.append([row["run"], f"{row['epoch']} of {row['epochs']}", *numbers([row], supernets)])
     for row in by_chance:
-        values = [show([row["accuracy"]]), "", show([row["regret_own"]]), *[""] * 5]
+        values = [show([row["accuracy"]]), "", show([row["regret_own"]]), *[""] * (len(HEAD) - 3)]
         done.append([f"{CHANCE[row['n']]}, {row['space'].upper()}'s space", "exact", *values])
     return "\n\n".join(markdown(rows) for rows in (done, going) if len(rows) > 1)
 
 
 def markdown(rows: list[list]) -> str:
+    """A table without its empty columns."""
+    filled = [any(row[column] != "" for row in rows[1:]) for column in range(len(rows[0]))]
+    rows = [list(itertools.compress(row, filled)) for row in rows]
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 

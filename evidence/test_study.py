@@ -37,7 +37,7 @@ def test_spearman_gives_ties_their_mean_rank():
 
 
 def rows_of(name: str, epoch: int, accuracy: float) -> dict:
-    row = dict.fromkeys(["table_rank", "table_regret_own", "parameter_free", "entropy_alpha"], "1")
+    row = dict.fromkeys([name.replace("_{kind}", "") for name in study.COLUMNS], "1")
     return row | dict(run=name, epoch=str(epoch), epochs="50", table_test=str(accuracy))
 
 
