@@ -43,8 +43,8 @@ STUDIES = {
         "rome-k1-50": NB201 | dict(method="rome-v2", samples=1),
         "gdas-k1-50": NB201 | dict(method="gdas"),
         "rome-k1-50-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1),
-        "gdas-k1-50-rate7": NB201 | RATE7 | dict(method="gdas"),
         "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1, equal_passes=True),
+        "gdas-k1-rate7": NB201 | RATE7 | dict(method="gdas", equal_passes=True),
     },
     "clip": {  # Eq. 12's sum and the clip
         "rome-k7": ROME_K7,  # sum, clip 5
