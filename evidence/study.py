@@ -13,6 +13,7 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import random
 import re
 import statistics
@@ -36,15 +37,15 @@ STUDIES = {
     "length": {
         "rome-k7": ROME_K7,
         "rome-k1": NB201 | dict(method="rome-v2", samples=1, equal_passes=True),
+        "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1, equal_passes=True),
         "gdas-k7": NB201 | dict(method="gdas", samples=7),
         "gdas-k1": NB201 | dict(method="gdas", equal_passes=True),
+        "gdas-k1-rate7": NB201 | RATE7 | dict(method="gdas", equal_passes=True),
     },
-    "steps": {  # -50: K = 1 with as many steps as K = 7, so a seventh of the passes; -rate7: and as large ones
+    "steps": {  # K = 1 with as many steps as K = 7, so a seventh of the passes
         "rome-k1-50": NB201 | dict(method="rome-v2", samples=1),
         "gdas-k1-50": NB201 | dict(method="gdas"),
         "rome-k1-50-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1),
-        "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1, equal_passes=True),
-        "gdas-k1-rate7": NB201 | RATE7 | dict(method="gdas", equal_passes=True),
     },
     "clip": {  # Eq. 12's sum and the clip
         "rome-k7": ROME_K7,  # sum, clip 5
@@ -306,21 +307,25 @@ def markdown(rows: list[list]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito's, for every kind of sight
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, for every kind of sight
 
 
 def draw(path: Path, study: str, epochs: list[dict], column: str, label: str, limits: tuple, lines: list) -> None:
-    """One panel an arm: finished seeds thin, their mean thick, unfinished ones dotted. lines: of random search."""
+    """Panels of arms: finished seeds thin, their mean thick, unfinished ones dotted. lines: of random search."""
     import matplotlib.figure
 
     style = {"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9, "axes.titlesize": 9}
     matplotlib.rcParams.update(style | {"axes.spines.top": False, "axes.spines.right": False})
     colours = dict(zip(STUDIES[study], COLOURS))
     arms = [arm for arm in STUDIES[study] if runs_of(arm, epochs)]
-    fig = matplotlib.figure.Figure(figsize=(0.8 + 2.9 * len(arms), 3), facecolor="white", layout="constrained")
-    axes = fig.subplots(1, len(arms), sharey=True, squeeze=False)
+    columns = min(3, len(arms))
+    size = (0.8 + 2.9 * columns, 3 * math.ceil(len(arms) / 3))
+    fig = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
+    axes = fig.subplots(math.ceil(len(arms) / 3), columns, sharey=True, squeeze=False)
     end = max(float(row["passes"]) * float(row["epochs"]) / float(row["epoch"]) for row in epochs) / 1000
-    for axis, arm in zip(axes[0], arms):
+    for axis in axes.flat[len(arms) :]:
+        axis.remove()
+    for axis, arm in zip(axes.flat, arms):
         runs, complete, colour = runs_of(arm, epochs), [], colours[arm]
         for rows in runs:
             x, y = [float(row["passes"]) / 1000 for row in rows], [float(row[column]) for row in rows]
@@ -335,9 +340,12 @@ def draw(path: Path, study: str, epochs: list[dict], column: str, label: str, li
                 axis.axhline(height, color="#555555", lw=0.8, ls="--")
                 place = dict(xytext=(0, 2), textcoords="offset points", fontsize=7, ha="right")
                 axis.annotate(CHANCE[row["n"]], (end, height), **place)
-        title = f"{arm}: {len(complete)} finished, {len(runs) - len(complete)} unfinished"
+        unfinished = len(runs) - len(complete)
+        title = f"{arm}, n = {len(complete)}" + (f", {unfinished} unfinished" if unfinished else "")
         axis.set(title=title, xlabel="thousand sub-network passes", xlim=(0, end))
-    axes[0][0].set(ylabel=label, ylim=limits)  # once all panels have their lines, since they share the axis
+    axes[0][0].set(ylim=limits)  # once all panels have their lines, since they share the axis
+    for row in axes:
+        row[0].set(ylabel=label)
     fig.savefig(path, metadata={"Date": None})
 
 
@@ -357,8 +365,9 @@ def figures(_) -> int:
             path, label = HERE / f"{study}-accuracy.svg", "true accuracy of the derived cell, %"
             draw(path, study, rows, "table_test", label, (None, 95), by_chance)
         if study in ("length", "collapse"):
-            path, most = HERE / f"{study}-parameter-free.svg", 6.2 if study == "length" else 8.2
-            draw(path, study, rows, "parameter_free", "parameter-free ops of the cell", (-0.2, most), [])
+            cell, most = ("cell", 6.2) if study == "length" else ("normal cell", 8.2)
+            path, label = HERE / f"{study}-parameter-free.svg", f"parameter-free ops of the {cell}"
+            draw(path, study, rows, "parameter_free", label, (-0.2, most), [])
     (HERE / "README.md").write_text(page)
     return 0
 
