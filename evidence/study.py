@@ -269,19 +269,25 @@ def finished(rows: list[dict]) -> bool:
 
 
 CHANCE = {"1": "a random cell", "10": "best of ten random cells", "all": "best cell"}
-HEAD = ["true accuracy %", "rank", "regret", "free", "free, reduction", "loss", "entropy", "Spearman"]
-HEAD += ["Spearman, own space", "drawn %"]
+OF_SEARCH = {  # heading: column of epochs.csv, digits
+    "true accuracy %": ("table_test", 2),
+    "rank": ("table_rank", 0),
+    "regret": ("table_regret_own", 2),
+    "free": ("parameter_free", 1),
+    "free, reduction": ("parameter_free_reduce", 1),
+    "loss": ("loss_theta", 2),
+    "entropy": ("entropy_alpha", 2),
+}
+OF_NET = {"Spearman": "spearman_rome", "Spearman, own space": "spearman_gdas", "drawn %": "drawn_mean"}  # supernets.csv
+HEAD = [*OF_SEARCH, *OF_NET]
 
 
 def numbers(last: list[dict], supernets: list[dict]) -> list[str]:
     """The cells of a table's row: means over the last epochs of some runs."""
     names = [row["run"] for row in last]
     nets = [row for row in supernets if row["run"] in names]
-    of_search = dict(table_test=2, table_rank=0, table_regret_own=2, parameter_free=1, parameter_free_reduce=1)
-    of_search |= dict(loss_theta=2, entropy_alpha=2)
-    of_net = ("spearman_rome", "spearman_gdas", "drawn_mean")
-    shown = [show([row[name] for row in last], digits) for name, digits in of_search.items()]
-    return shown + [show([row[name] for row in nets]) for name in of_net]
+    shown = [show([row[name] for row in last], digits) for name, digits in OF_SEARCH.values()]
+    return shown + [show([row[name] for row in nets]) for name in OF_NET.values()]
 
 
 def tables(study: str, epochs: list[dict], supernets: list[dict], by_chance: list[dict]) -> str:
@@ -318,10 +324,10 @@ def draw(path: Path, study: str, epochs: list[dict], column: str, label: str, li
     matplotlib.rcParams.update(style | {"axes.spines.top": False, "axes.spines.right": False})
     colours = dict(zip(STUDIES[study], COLOURS))
     arms = [arm for arm in STUDIES[study] if runs_of(arm, epochs)]
-    columns = min(3, len(arms))
-    size = (0.8 + 2.9 * columns, 3 * math.ceil(len(arms) / 3))
+    down, across = math.ceil(len(arms) / 3), min(3, len(arms))
+    size = (0.8 + 2.9 * across, 3 * down)
     fig = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = fig.subplots(math.ceil(len(arms) / 3), columns, sharey=True, squeeze=False)
+    axes = fig.subplots(down, across, sharey=True, squeeze=False)
     end = max(float(row["passes"]) * float(row["epochs"]) / float(row["epoch"]) for row in epochs) / 1000
     for axis in axes.flat[len(arms) :]:
         axis.remove()
