@@ -533,8 +533,22 @@ def separable_conv(c: int, stride: int, affine: bool, kernel: int, dilation: int
 
 
 def pool(kind: str, stride: int, norm: Norm | None = None) -> Op:
-    layer = nn.MaxPool2d(3, stride, 1) if kind == "max" else nn.AvgPool2d(3, stride, 1, count_include_pad=False)
-    return Op(layer, norm)
+    return Op(nn.MaxPool2d(3, stride, 1) if kind == "max" else AvgPool(stride), norm)
+
+
+class AvgPool(nn.Module):
+    """3x3 averages without the padding. On CUDA they are computed in NCHW: there torch's backward kernel forgets the
+    padding of channels-last images, in float32 and bfloat16 (pytorch#188344; torch 2.6 to 2.13 at least)."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda":
+            return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        x = x.clone(memory_format=torch.contiguous_format)  # .contiguous() keeps the strides of maps of side 1
+        return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False).contiguous(memory_format=MEMORY_FORMAT)
 
 
 def factorized_reduce(c_in: int, c: int, affine: bool) -> Op:

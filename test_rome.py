@@ -32,7 +32,9 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import genotypes
 import rome
@@ -841,6 +843,47 @@ def test_spaces_hold_the_published_ops():
         assert rome.SPACES["s2"].ops[kind] == rome.SPACES["s3"].ops[kind] == ((SKIP, SEP),) * 14
         assert rome.SPACES["s4"].ops[kind] == (("noise", SEP),) * 14
         assert set(rome.SPACES["darts"].ops[kind][0]) == {*names.values(), "sep_conv_5x5"}
+
+
+class AveragePools(TorchDispatchMode):
+    """Notes of every average pool whether its image is channels-last, and its padding.
+
+    The backward kernel is handed the same image.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ == "avg_pool2d":
+            padding = args[3] if len(args) > 3 else [0, 0]
+            self.seen.append((args[0].stride(3) > 1, max(padding)))  # the last stride of NCHW is 1
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("size", [8, 1])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_padded_average_pool_sees_channels_last_on_cuda(size, affine, stride):
+    """Its gradient is wrong there (pytorch#188344). The device is simulated: its tensors have strides and no values."""
+    with FakeTensorMode(), AveragePools() as pools:
+        image = torch.empty_strided((2, 4, size, size), (4 * size * size, 1, 4 * size, 4), device="cuda")
+        y = rome.PRIMITIVES["avg_pool_3x3"](4, stride, affine).layers(image)
+    assert pools.seen == [(False, 1)] and y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("space, imagenet", [("darts", False), ("darts", True), ("nb201", False), ("1shot1-1", False)])
+def test_only_the_operation_avg_pool_has_padding(space, imagenet, monkeypatch):
+    monkeypatch.setattr(rome.AvgPool, "forward", lambda self, x: x[:, :, :: self.stride, :: self.stride])
+    net = rome.Supernet(space, 4, 3, 2, imagenet=imagenet)
+    model = rome.Network(net.genotype(), 4, 3, 2, auxiliary=space == "darts", imagenet=imagenet)
+    images = torch.randn(2, 3, *((64, 64) if imagenet else (16, 16)))
+    with AveragePools() as pools:
+        for seed in range(8):
+            net(images, net.sample(1.0, torch.Generator().manual_seed(seed)))
+        model(images)
+    assert all(padding == 0 for _, padding in pools.seen)
 
 
 @pytest.mark.parametrize("mode", [True, False])
