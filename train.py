@@ -100,13 +100,10 @@ DATASETS = (*STATISTICS, "folder", "shapes")
 
 def settings_of(table: dict, space: str, dataset: str, imagenet: bool = False) -> dict:
     """The rows that apply, the special after the general. imagenet: with the stem of stride 8."""
-    names = ["default", "imagenet stem"] if imagenet or dataset == "imagenet" else ["default"]
-    names += ["imagenet"] if dataset == "imagenet" else []
+    stem = "imagenet stem" if imagenet or dataset == "imagenet" else ""
     group = "s1-s4" if space in ("s1", "s2", "s3", "s4") else space.partition("-")[0]
-    names += [group, f"{group}/{dataset}", f"{space}/{dataset}"]
-    names += ["shapes"] if dataset == "shapes" else []
     row = {}
-    for name in names:
+    for name in ("default", stem, group, f"{group}/{dataset}", f"{space}/{dataset}", dataset):
         row |= table.get(name, {})
     return row
 
@@ -193,9 +190,9 @@ def statistics_of(images, config):
     return mean.tolist(), deviation.tolist()
 
 
-def prepare(stage, config, state, device, *splits):
+def prepare(config, state, device, *splits):
     """What a checkpoint says of the images, and the splits on the device. The first is train."""
-    about = dict(stage=stage, classes=splits[0].classes, images=fingerprint(config, *splits))
+    about = dict(classes=splits[0].classes, images=fingerprint(config, *splits))
     about["statistics"] = state["statistics"] if state else statistics_of(splits[0], config)
     placed = []
     for split in splits:
@@ -288,7 +285,7 @@ FREE = {"out", "data", "device", "workers", "resume", "retrain"}
 
 
 @contextmanager
-def claimed(stage, config):
+def claimed(config):
     """Inside, the run's folder is this run's own. Yields the checkpoint to go on from, or None.
 
     ValueError if another run has the folder, or has left its files in it, or had other settings.
@@ -299,7 +296,7 @@ def claimed(stage, config):
         other = "--resume goes on with it, --out names another folder"
         raise ValueError(f"{folder} holds a run already; {other}")
     if (folder / "last.pt").exists():
-        state = load_checkpoint(folder / "last.pt", stage)
+        state = load_checkpoint(folder / "last.pt", config["stage"])
         old = state["settings"]
         changed = [name for name in sorted(config.keys() - FREE) if old.get(name) != config[name]]
         if changed:
@@ -313,7 +310,7 @@ def claimed(stage, config):
     with genotypes.open_text(folder / "log.txt", "a") as file:
         lock(file, folder)
         versions = dict(torch=torch.__version__, python=sys.version.split()[0])
-        text = dict(stage=stage, command=shlex.join(sys.argv), versions=versions, settings=config)
+        text = dict(command=shlex.join(sys.argv), versions=versions, settings=config)
         genotypes.write(folder / "config.json", json.dumps(text, indent=1).encode())
         try:
             yield state
@@ -338,7 +335,7 @@ def load_checkpoint(path, stage):
     """The checkpoint of a search or a retrain. ValueError if it is broken."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["stage"] == stage:
+        if state["settings"]["stage"] == stage:
             return state
     except Exception:  # whatever a broken file leads to; torch's own message advises to trust it
         pass
@@ -546,11 +543,11 @@ def search(config: dict):
     rank, processes = rome.rank_and_world()
     if processes > max(samples):
         raise ValueError(f"{processes} processes share K = {max(samples)} sub-networks: use fewer")
-    with claimed("search", config) as state:
+    with claimed(config) as state:
         train = load_data(config, "train")  # the search never looks at the test images
         if config["retrain"]:
             load_data(config, "test")  # but what the retrain will need is checked first
-        about, train = prepare("search", config, state, device, train)
+        about, train = prepare(config, state, device, train)
         labels = train.labels.cpu()
         weight_half, architecture_half = halves(labels, config["fraction"], seed("halves"))
         some = torch.Generator().manual_seed(seed("evaluation"))
@@ -651,9 +648,9 @@ def retrain(config: dict) -> float:
     genotype, (rank, processes) = genotypes.load(config["genotype"]), rome.rank_and_world()
     if config["batch_size"] % processes:
         raise ValueError(f"--batch-size must be a multiple of the {processes} processes")
-    with claimed("retrain", config) as state:
+    with claimed(config) as state:
         train, test = load_data(config, "train"), load_data(config, "test")
-        about, train, test = prepare("retrain", config, state, device, train, test)
+        about, train, test = prepare(config, state, device, train, test)
         train_index, test_index = torch.arange(len(train.labels)), torch.arange(len(test.labels))
         steps = len(plan(config, train_index, share=True))
 
@@ -802,7 +799,8 @@ def configure(stage: str, words: list[str]) -> dict:
     given = parser.parse_known_args(words)[0]
     if stage == "retrain" and given.genotype:
         genotype = genotypes.load(given.genotype)
-        parser.set_defaults(space=genotypes.space_of(given.genotype))
+        first = {rome.Genotype: "darts", str: "nb201"}.get(type(genotype), "1shot1-1")
+        parser.set_defaults(space=genotypes.space_of(given.genotype) or first)
         given = parser.parse_known_args(words)[0]
     imagenet = given.dataset == "imagenet"
     if given.dataset == "folder" and given.image_size:
@@ -819,7 +817,7 @@ def configure(stage: str, words: list[str]) -> dict:
         row["out"] = f"runs/retrain-{name}-{given.dataset}-s{given.seed}"
     parser.set_defaults(**row)
     parser.add_argument("-h", "--help", action="help", help="show this and stop")
-    config = vars(parser.parse_args(words)) | dict(imagenet=imagenet)
+    config = vars(parser.parse_args(words)) | dict(stage=stage, imagenet=imagenet)
     if stage == "retrain":
         if not given.genotype:
             known = ", ".join(genotypes.PUBLISHED)

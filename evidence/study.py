@@ -1,400 +1,495 @@
-"""The study of the paper's claims: full-length searches, whose cells a table knows the true accuracy of.
+"""The study of the paper's claims: its searches, what became of them, and the page's tables.
 
-    python evidence/study.py run --arm rome-k7 --seed 0 --data DIR --table CSV    one search; again: it goes on
-    python evidence/study.py collect runs/evidence --table CSV                    runs -> results/*.csv
-    python evidence/study.py figures                                  results/*.csv -> *.svg, tables of README.md
+    python evidence/study.py images SOURCE DIR    the first 2,500 training images of each class
+    python evidence/study.py run --arm s0-rome-k7 --seed 0 --data DIR    a search, or its rest
+    python evidence/study.py collect RUNS --surrogate FILE.onnx --table CSV    runs -> results/*.csv
+    python evidence/study.py figures    results/*.csv -> the pages' tables and fit.svg
 
-DIR/train/CLASS/* and DIR/test/CLASS/* hold the images. CSV is a table of NAS-Bench-201 with c10_test and c10_val
-(docs/nasbench201.md). A run's folder is called ARM-sSEED. `collect` keeps the rows of runs that it does not find, so
-missing runs can be made elsewhere. `figures` needs matplotlib and the CSV files only.
+SOURCE/train/CLASS/* are all 50,000 training images of CIFAR-10. A run's folder is RUNS/ARM-sSEED.
+`collect` keeps the rows of runs that it does not find, so runs can be made on several machines.
+
+FILE.onnx is a surrogate of NAS-Bench-301 (slds-lmu/yahpo_data, v2_final). It predicts the
+validation accuracy of a cell of S0. Its encoding lies beside it as FILE_encoding.json, and so does
+random_cells.csv: 214 random cells (genotype) and their test accuracies (test_accuracy_last) after
+600 epochs, by Yang et al., ICLR 2020 (antoyang/NAS-Benchmark). A run takes minutes to measure.
+CSV is the table of NAS-Bench-201, with the columns ops, params and c10_test.
 """
 
 import argparse
 import csv
-import itertools
+import functools
+import gzip
 import json
-import math
 import random
-import re
+import shutil
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+
+import genotypes  # noqa: E402
+import rome  # noqa: E402
+import train  # noqa: E402
+from extra import nasbench  # noqa: E402
+
 RESULTS = HERE / "results"
+CELLS, IMAGES = 200, 2000  # of a measurement
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The searches: a study is a set of arms, an arm is what differs from the program's defaults
+# --------------------------------------------------------------------------------------------------
+# 1. The searches. What a row does not name has the program's default.
 
-NB201 = dict(space="nb201", image_size=16, channels=8, cells=1, batch_size=32, steps_per_epoch=391)
-ROME_K7 = NB201 | dict(method="rome-v2", samples=7)
-# K = 1 in steps as large as K = 7's: rate (7 mean + decay w) = 7 rate (mean + decay / 7 w).
-RATE7 = dict(lr=0.35, lr_min=0.007, weight_decay=0.0003 / 7)
-# Few images and many steps: the supernet can fit them, which is when GDAS is said to collapse.
-S2 = dict(space="s2", image_size=16, channels=16, cells=8, batch_size=25, steps_per_epoch=60, fraction=0.03125)
-STUDIES = {
-    "length": {
-        "rome-k7": ROME_K7,
-        "rome-k1": NB201 | dict(method="rome-v2", samples=1, equal_passes=True),
-        "rome-k1-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1, equal_passes=True),
-        "gdas-k7": NB201 | dict(method="gdas", samples=7),
-        "gdas-k1": NB201 | dict(method="gdas", equal_passes=True),
-        "gdas-k1-rate7": NB201 | RATE7 | dict(method="gdas", equal_passes=True),
-    },
-    "steps": {  # K = 1 with as many steps as K = 7, so a seventh of the passes
-        "rome-k1-50": NB201 | dict(method="rome-v2", samples=1),
-        "gdas-k1-50": NB201 | dict(method="gdas"),
-        "rome-k1-50-rate7": NB201 | RATE7 | dict(method="rome-v2", samples=1),
-    },
-    "clip": {  # Eq. 12's sum and the clip
-        "rome-k7": ROME_K7,  # sum, clip 5
-        "sum-noclip": ROME_K7 | dict(clip=0),
-        "sum-clip35": ROME_K7 | dict(clip=35),
-        "mean-clip5": ROME_K7 | dict(theta_reduction="mean"),
-    },
-    "collapse": {
-        "s2-rome-k7": S2 | dict(method="rome-v2", samples=7, epochs=35),
-        "s2-gdas-k1": S2 | dict(method="gdas", epochs=7 * 35),
-    },
+# S0 and S2 five times shorter than the paper's search: 3,910 steps in place of 19,550, or at K = 1
+# 27,370 in place of 136,850. alpha's rate is five times the paper's, so that its way is as long.
+SHORT = "--image-size 16 --channels 8 --cells 8 --batch-size 32 --alpha-lr 1.5e-3"
+NB201 = "--space nb201 --image-size 16 --channels 8 --cells 1 --batch-size 32 --epochs 175"
+ARMS = {
+    "s0-rome-k7": f"--space darts --method rome-v2 --samples 7 --epochs 10 {SHORT}",
+    "s0-rome-k1": f"--space darts --method rome-v2 --samples 1 --epochs 70 {SHORT}",
+    "s0-rome-k1-steps": f"--space darts --method rome-v2 --samples 1 --epochs 10 {SHORT}",
+    "s0-gdas-k7": f"--space darts --method gdas --samples 7 --epochs 10 {SHORT}",
+    "s0-gdas-k1": f"--space darts --method gdas --samples 1 --epochs 70 {SHORT}",
+    "s0-gdas-k1-steps": f"--space darts --method gdas --samples 1 --epochs 10 {SHORT}",
+    "s2-rome-k7": f"--space s2 --method rome-v2 --samples 7 --epochs 10 {SHORT}",
+    "s2-rome-k1": f"--space s2 --method rome-v2 --samples 1 --epochs 70 {SHORT}",
+    "s2-gdas-k7": f"--space s2 --method gdas --samples 7 --epochs 10 {SHORT}",
+    "s2-gdas-k1": f"--space s2 --method gdas --samples 1 --epochs 70 {SHORT}",
+    # All 50,000 images: can a supernet that sees each image 175 times do without overfitting?
+    "nb201-rome-k1": f"{NB201} --method rome-v2 --samples 1",
+    "nb201-gdas-k1": f"{NB201} --method gdas --samples 1",
 }
-ARMS = {arm: settings for arms in STUDIES.values() for arm, settings in arms.items()}
 
 
-def run(options) -> int:
-    """One search through train.py's command line. Returns its exit status."""
-    import train
-
-    settings = dict(ARMS[options.arm], dataset="folder", data=options.data, seed=options.seed)
-    if (settings["space"] == "nb201") != bool(options.table):
-        raise ValueError("--table is needed by the arms in NAS-Bench-201, and only by them")
-    if options.table:
-        settings["table"] = options.table
-    settings["out"] = options.out or f"runs/evidence/{options.arm}-s{options.seed}"
-    words = ["search", "--resume"]
-    for name, value in settings.items():
-        flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [flag, str(value)]
-    return train.main(words)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The table of NAS-Bench-201, as tools/nasbench201.py reads it. A cell is six digits
-
-OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-
-
-def digits_of(arch: str) -> str:
-    return "".join(str(OPS.index(op)) for op in re.findall(r"(\w+)~\d", arch))
-
-
-def arch_of(digits: str) -> str:
-    return "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*(OPS[int(digit)] for digit in digits))
-
-
-def cells_of(space: str, table: dict) -> list[str]:
-    """The cells that "rome" or "gdas" can find."""
-    from tools.nasbench201 import found_by
-
-    return [cell for cell in sorted(table["c10_test"]) if found_by(space, cell)]
-
-
-def chance(table: dict) -> list[dict]:
-    """Random search in both spaces; n = all: the best cell there is."""
-    rows = []
-    for space in ("rome", "gdas"):
-        cells = cells_of(space, table)
-        best = max(table["c10_test"][cell] for cell in cells)
-        for n, accuracy in ((1, best_of(1, cells, table)), (10, best_of(10, cells, table)), ("all", best)):
-            row = dict(space=space, cells=len(cells), n=n, accuracy=round(accuracy, 4))
-            rows.append(row | dict(regret_own=round(best - accuracy, 4)))
-    return rows
-
-
-def best_of(n: int, cells: list[str], table: dict) -> float:
-    """Expected test accuracy of the best of n uniformly drawn cells, the best being chosen by validation accuracy."""
-    order = sorted(cells, key=lambda cell: table["c10_val"][cell], reverse=True)
-    count, expected = len(order), 0.0
-    for place, cell in enumerate(order):
-        # This cell is chosen if none of the `place` better ones is among the n, and it is.
-        probability = ((count - place) / count) ** n - ((count - place - 1) / count) ** n
-        expected += probability * table["c10_test"][cell]
-    return expected
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading runs
-
-COLUMNS = (
-    "table_test", "table_rank", "table_regret", "table_regret_own", "parameter_free_{kind}", "parameter_free_reduce",
-    "entropy_alpha_{kind}", "entropy_beta_{kind}", "loss_alpha", "loss_theta", "supernet_accuracy", "gradient_norm",
-    "clipped",
-)  # fmt: skip
-CELLS, IMAGES, BATCH = 200, 2000, 100
-
-
-def collect(options) -> int:
-    """Adds the runs of a folder to results/*.csv. Supernets are measured again only if they went on since."""
-    import torch
-
-    from tools.nasbench201 import read_table
-
-    table = read_table(options.table)
-    epochs, supernets = read(RESULTS / "epochs.csv"), read(RESULTS / "supernets.csv")
-    for folder in sorted(path.parent for path in Path(options.runs).glob("*-s*/metrics.csv")):
-        config = json.loads((folder / "config.json").read_text())
-        settings, arm = config["settings"], folder.name.rpartition("-s")[0]
-        wrong = [name for name, value in ARMS.get(arm, {"method": ""}).items() if settings.get(name) != value]
-        if wrong:
-            raise ValueError(f"{folder} is no run of an arm {arm}: it has another {', '.join(wrong)}")
-        rows = progress(folder, settings)
-        epochs = [row for row in epochs if row["run"] != folder.name] + rows
-        state = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
-        known = [row["epoch"] for row in supernets if row["run"] == folder.name]
-        if settings["space"] == "nb201" and known != [str(state["epoch"])]:
-            print(f"{folder.name}: {CELLS} cells in its supernet ...", flush=True)
-            row = dict(run=folder.name, epoch=state["epoch"], commit=(config["versions"]["commit"] or "")[:7])
-            row |= measure(state["net"], settings, table)
-            supernets = [other for other in supernets if other["run"] != folder.name] + [row]
-    write("epochs", sorted(epochs, key=lambda row: (row["run"], int(row["epoch"]))))
-    write("supernets", sorted(supernets, key=lambda row: row["run"]))
-    write("random", chance(table))
+def images(options) -> int:
+    """Links (or copies, where links are not allowed) the first 2,500 images of each class."""
+    count = 0
+    for place in sorted(Path(options.source, "train").iterdir()):
+        files = sorted(place.iterdir())[:2500]
+        if len(files) < 2500:
+            raise ValueError(f"{place} has {len(files)} images; it needs 2,500")
+        target = Path(options.folder, "train", place.name)
+        target.mkdir(parents=True)
+        for file in files:
+            try:
+                (target / file.name).symlink_to(file.resolve())
+            except OSError:  # Windows
+                shutil.copy(file, target)
+            count += 1
+    print(f"{count} images in {options.folder}")
     return 0
 
 
-def progress(folder: Path, settings: dict) -> list[dict]:
-    """The rows of metrics.csv that the page needs."""
-    every = 7 if settings["epochs"] > 50 else 1  # K = 1 at equal passes: seven epochs have those of one with K = 7
-    passes = settings["steps_per_epoch"] * (settings["samples_alpha"] + settings["samples_theta"])
-    kind = "cell" if settings["space"] == "nb201" else "normal"
-    kept = []
-    for row in read(folder / "metrics.csv"):
-        epoch = int(row["epoch"])
-        if epoch % every == 0:
-            new = dict(run=folder.name, epoch=epoch, epochs=settings["epochs"], passes=epoch * passes)
-            for name in COLUMNS:
-                value = row.get(name.format(kind=kind))  # GDAS has no beta, the table no cells of S2
-                new[name.replace("_{kind}", "")] = f"{float(value):.6g}" if value else ""
-            if kind == "cell":  # some versions of the program counted `none`, a missing edge, in metrics.csv
-                digits = digits_of(row["genotype"])
-                new["parameter_free"] = digits.count("1") + digits.count("4")
-            kept.append(new)
-    return kept
+def words_of(arm: str, seed: int, data: str, out: str) -> list[str]:
+    """The flags of `train.py search`."""
+    words = ["--dataset", "folder", "--data", data, "--seed", str(seed), "--out", out, "--resume"]
+    return ARMS[arm].split() + words
 
 
-def measure(weights: dict, settings: dict, table: dict) -> dict:
-    """What a supernet knows: of uniformly drawn cells, by its loss; and of cells drawn from p(z).
+def run(options) -> int:
+    """One search. Returns its exit status."""
+    out = options.out or f"runs/evidence/{options.arm}-s{options.seed}"
+    return train.main(["search", *words_of(options.arm, options.seed, options.data, out)])
 
-    The loss is taken on images of alpha's half, with batch statistics. All supernets are asked about the same
-    cells of ROME's space (GDAS's runs them without the edge left out), GDAS's also about cells of its own.
-    """
-    import torch
 
-    import rome
-    import train
+# --------------------------------------------------------------------------------------------------
+# 2. What a cell is worth
 
-    data = train.load_data(settings, "train")
-    pixels = data.pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
-    images = (pixels - pixels.mean((0, 2, 3), True)) / pixels.std((0, 2, 3), keepdim=True)
-    half = train.halves(data.labels, settings["fraction"], settings["seed"])[1]
+
+class Judge(NamedTuple):
+    """Accuracies of cells in %: the surrogate's for S0 and S2, the table's for NAS-Bench-201."""
+
+    score: Callable  # genotypes -> their accuracies
+    others: list  # the accuracies of random cells, for percentiles
+    cells: list  # cells whose test accuracy is known, ...
+    true: list  # ... this accuracy, ...
+    sizes: list  # ... and their parameters
+
+    def percentile(self, accuracy: float) -> float:
+        """The share of random cells with a lower accuracy, in %."""
+        return 100 * sum(other < accuracy for other in self.others) / len(self.others)
+
+
+def judge_of(space: str, options) -> Judge:
+    if space == "nb201":
+        return judge_by_table(options.table)
+    predict = surrogate(options.surrogate)
+    rows = read(Path(options.surrogate).with_name("random_cells.csv"))
+    cells = [genotypes.load(row["genotype"]) for row in rows]
+    if space != "darts":  # the 214 cells are not in S2
+        return Judge(predict, predict(cells), [], [], [])
+    true = [float(row["test_accuracy_last"]) for row in rows]
+    return Judge(predict, predict(cells), cells, true, [parameters(cell) for cell in cells])
+
+
+def judge_by_table(path: str) -> Judge:
+    """NAS-Bench-201: percentiles among all cells that ROME can find, Spearman over 200 of them."""
+    names, true, sizes, found = ("none", *nasbench.NB201), {}, {}, []
+    for row in sorted(read(path), key=lambda row: row["ops"]):  # six digits, one per edge
+        cell = nasbench.FORM.format(*[names[int(digit)] for digit in row["ops"]])
+        true[cell], sizes[cell] = float(row["c10_test"]), float(row["params"])
+        if "0" not in row["ops"][:3] and row["ops"][3:].count("0") == 1:
+            found.append(cell)
+    some = random.Random(0).sample(found, CELLS)
+
+    def score(cells):
+        return [true[cell] for cell in cells]
+
+    return Judge(score, score(found), some, score(some), [sizes[cell] for cell in some])
+
+
+def surrogate(path: str) -> Callable:
+    """A function from genotypes to predicted validation accuracies in %, after 98 epochs."""
+    try:
+        import numpy
+        import onnxruntime
+    except ImportError:
+        raise ValueError("the surrogate needs onnxruntime: pip install onnxruntime") from None
+    codes = Path(path).with_name(Path(path).stem + "_encoding.json").read_text()
+    session = onnxruntime.InferenceSession(path)
+    codes = {name.rpartition("_COLON_")[2]: code for name, code in json.loads(codes).items()}
+
+    def predict(cells):
+        numbers = numpy.array([encode(cell, codes) for cell in cells], numpy.int32)
+        epochs = numpy.full((len(cells), 1), 98, numpy.float32)
+        output = session.run(None, dict(x_cat=numbers, x_cont=epochs))[0]
+        return (100 * output[:, 0]).tolist()
+
+    return predict
+
+
+def encode(genotype: rome.Genotype, codes: dict) -> list[int]:
+    """The 34 numbers that the surrogate reads: each edge's operation and each node's inputs."""
+    words = {}
+    for kind in ("normal", "reduce"):
+        for j, node in enumerate(rome.nodes_of(getattr(genotype, kind))):
+            words[f"inputs_node_{kind}_{j + 2}"] = "_".join(map(str, sorted(node)))
+            for i, op in node.items():
+                words[f"edge_{kind}_{rome.first_edge(j) + i}"] = op
+    columns = [f"edge_{kind}_{edge}" for kind in ("normal", "reduce") for edge in range(14)]
+    columns += [f"inputs_node_{kind}_{j}" for kind in ("normal", "reduce") for j in (3, 4, 5)]
+    return [codes[column][words.get(column, "#na#")] for column in columns]
+
+
+def parameters(genotype: rome.Genotype) -> int:
+    """Of the derived network, with 20 cells and 36 channels."""
+    with torch.device("meta"):
+        network = rome.Network(genotype, auxiliary=False)
+    return sum(p.numel() for p in network.parameters())
+
+
+def all_of(op: str) -> rome.Genotype:
+    """The cells with one operation everywhere, on the two inputs of the cell."""
+    pairs, concat = [(op, 0), (op, 1)] * 4, [2, 3, 4, 5]
+    return rome.Genotype(pairs, concat, pairs, concat)
+
+
+def two_inputs(cell: str, judge: Judge) -> dict:
+    """The worst and the best accuracy if GDAS's cell keeps two inputs of its last node."""
+    accuracies = judge.score(with_two_inputs(cell))
+    low, high = min(accuracies), max(accuracies)
+    return dict(two_inputs_low=f"{low:.4f}", two_inputs_high=f"{high:.4f}")
+
+
+def with_two_inputs(cell: str) -> list[str]:
+    """The cells that a cell of NAS-Bench-201 becomes if its last node loses one of three inputs."""
+    first, _, last = cell.rpartition("+")
+    edges = last.strip("|").split("|")
+    return [f"{first}+{last.replace(edge, 'none' + edge[-2:])}" for edge in edges]
+
+
+def baselines(judges: dict) -> list[dict]:
+    """What needs no search: the largest cell of each space, and a random cell."""
+    rows, s2 = [], judges["s2"]
     generator = torch.Generator().manual_seed(0)
-    half = half[torch.randperm(len(half), generator=generator)[:IMAGES]]  # batches of mixed classes
-    batches = [(images[part], data.labels[part]) for part in half.split(BATCH)]
+    by_chance = [genotypes.random_cell("s2", generator) for _ in range(CELLS)]
+    every = nasbench.FORM.format(*["nor_conv_3x3"] * 6)
+    for space, name, accuracies in (
+        ("darts", "S0: sep_conv_5x5 everywhere", judges["darts"].score([all_of("sep_conv_5x5")])),
+        ("darts", "S0: a random cell, mean of 214", judges["darts"].others),
+        ("s2", "S2: sep_conv_3x3 everywhere", s2.score([all_of("sep_conv_3x3")])),
+        ("s2", f"S2: a random cell, mean of {CELLS}", s2.score(by_chance)),
+        ("nb201", "NAS-Bench-201: 3x3 everywhere, 6 edges", judges["nb201"].score([every])),
+        ("nb201", "the same, 5 edges, mean of 3", judges["nb201"].score(with_two_inputs(every))),
+        ("nb201", "a random cell with 5 edges, exact mean", judges["nb201"].others),
+    ):
+        places = [judges[space].percentile(accuracy) for accuracy in accuracies]
+        mean, place = statistics.fmean(accuracies), statistics.fmean(places)
+        rows.append(dict(space=space, cell=name, accuracy=f"{mean:.4f}", percentile=f"{place:.1f}"))
+    return rows
 
-    topology = "none" if settings["method"] == "gdas" else "v2"
-    net = rome.Supernet(settings["space"], settings["channels"], settings["cells"], len(data.classes), topology)
-    net.load_state_dict(weights)
 
-    def loss_of(cell: str) -> float:
-        arch = net.architecture(arch_of(cell))
-        with torch.no_grad():
-            losses = [torch.nn.functional.cross_entropy(net(x, arch), y).item() for x, y in batches]
-        return statistics.fmean(losses)
+# --------------------------------------------------------------------------------------------------
+# 3. Reading runs
 
-    true = table["c10_test"]
-    drawn = [true[digits_of(net.cell(net.sample(1.0, generator)))] for _ in range(CELLS)]
-    found = dict(drawn_mean=round(statistics.fmean(drawn), 4))
-    for space in ("rome", "gdas") if topology == "none" else ("rome",):
-        cells = random.Random(0).sample(cells_of(space, table), CELLS)  # the same ones for every run
-        correlation = spearman([-loss_of(cell) for cell in cells], [true[cell] for cell in cells])
-        found[f"spearman_{space}"] = round(correlation, 4)
-    return {"spearman_gdas": ""} | found
+KEPT = ("loss_", "parameter_free_", "entropy_", "top_", "supernet_")  # columns of metrics.csv
+
+
+def collect(options) -> int:
+    """Adds the runs of a folder to results/: rows of epochs, and a row of a finished run."""
+    judges = {space: judge_of(space, options) for space in ("darts", "s2", "nb201")}
+    epochs, runs = kept_rows("epochs"), kept_rows("runs")
+    write("baselines", baselines(judges))
+    for folder in sorted(path.parent for path in Path(options.runs).glob("*-s*/metrics.csv")):
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        check(folder, settings)
+        judge = judges[settings["space"]]
+        rows = progress(folder, judge)
+        epochs = [row for row in epochs if row["run"] != folder.name] + rows
+        known = [row["run"] for row in runs]
+        if len(rows) == settings["epochs"] and folder.name not in known:
+            print(f"{folder.name}: {len(judge.cells)} cells in its supernet", flush=True)
+            runs.append(summary(rows[-1], settings) | measure(folder, settings, judge))
+        write("epochs", epochs)
+        write("runs", sorted(runs, key=lambda row: row["run"]))
+    return 0
+
+
+def check(folder: Path, settings: dict) -> None:
+    """ValueError unless the run has the settings of the arm in its name."""
+    arm = folder.name.rpartition("-s")[0]
+    if arm not in ARMS:
+        raise ValueError(f"{folder}: there is no arm {arm}; a run's folder is called ARM-sSEED")
+    wanted = train.configure("search", words_of(arm, 0, "", ""))
+    names = wanted.keys() & settings.keys() - train.FREE - {"seed"}
+    wrong = [name for name in sorted(names) if settings[name] != wanted[name]]
+    if wrong:
+        raise ValueError(f"{folder} is no run of {arm}: it has another {', '.join(wrong)}")
+
+
+def progress(folder: Path, judge: Judge) -> list[dict]:
+    """A row per epoch: some columns of metrics.csv, and what its derived cell is worth."""
+    rows = []
+    for row in read(folder / "metrics.csv"):
+        accuracy = judge.score([genotypes.load(row["genotype"])])[0]
+        kept = {name: f"{float(row[name]):.5g}" for name in row if name.startswith(KEPT)}
+        worth = dict(accuracy=f"{accuracy:.4f}", percentile=f"{judge.percentile(accuracy):.1f}")
+        rows.append(dict(run=folder.name, epoch=row["epoch"]) | worth | kept)
+    return rows
+
+
+def summary(last: dict, settings: dict) -> dict:
+    """A finished run's settings and last epoch, under names that serve all spaces."""
+    row = {"run": last["run"]} | {name: settings[name] for name in ("space", "method", "epochs")}
+    row["samples"] = settings["samples"][0]
+    row["free"] = last.get("parameter_free_normal", last.get("parameter_free_cell"))
+    row["ops"] = 8
+    if settings["space"] == "nb201":
+        row["ops"] = 6 if settings["method"] == "gdas" else 5
+    row["free_reduce"] = last.get("parameter_free_reduce", "")
+    same = ("accuracy", "percentile", "loss_theta", "loss_alpha")
+    return row | {name: last[name] for name in same}
+
+
+def measure(folder: Path, settings: dict, judge: Judge) -> dict:
+    """What a supernet knows: of cells with a known accuracy, by its loss; and of cells from p(z).
+
+    The loss is taken on images of alpha's half. The supernets of both methods are asked about the
+    same cells. Beside them stands a predictor without training: the number of parameters.
+    """
+    state = train.load_checkpoint(folder / "last.pt", "search")
+    data = train.load_data(settings, "train")
+    data = data._replace(statistics=state["statistics"])
+    half = train.halves(data.labels, settings["fraction"], train.seed_of(settings, "halves"))[1]
+    generator = torch.Generator().manual_seed(0)
+    some = half[torch.randperm(len(half), generator=generator)[:IMAGES]]
+    batches = list(train.stream(data, settings | dict(batch_size=100), some, 0))
+    sizes = settings["channels"], settings["cells"], len(data.classes)
+    net = train.make_supernet(settings["space"], *sizes, train.TOPOLOGY[settings["method"]])
+    net.load_state_dict(state["net"])
+
+    drawn = judge.score([draw_cell(net, generator) for _ in range(CELLS)])
+    places = [judge.percentile(accuracy) for accuracy in drawn]
+    found = dict(images=len(data.labels), genotype=state["rows"][-1]["genotype"])
+    found |= dict(
+        drawn=f"{statistics.fmean(drawn):.4f}", drawn_percentile=f"{statistics.fmean(places):.1f}"
+    )
+    if judge.cells:
+        losses = []
+        for cell in judge.cells:
+            predict = functools.partial(net, z=net.architecture(cell))
+            losses.append(train.evaluate(predict, batches)[0])
+        found["spearman"] = f"{-spearman(losses, judge.true):.4f}"
+        found["spearman_size"] = f"{spearman(judge.sizes, judge.true):.4f}"
+    if settings["space"] == "nb201" and settings["method"] == "gdas":
+        found |= two_inputs(found["genotype"], judge)
+    return found
+
+
+def draw_cell(net, generator: torch.Generator):
+    """A cell from p(z). GDAS's has no topology: in DARTS's spaces two inputs of a node stay."""
+    z = net.sample(1.0, generator)
+    if not isinstance(net, rome.Supernet):
+        return net.cell(z)
+    for kind, choice in z.items():
+        nodes = []
+        for node in choice.nodes:
+            two = torch.randperm(len(node), generator=generator)[:2]
+            nodes.append([node[number] for number in sorted(two.tolist())])
+        z[kind] = rome.Choice(nodes)
+    return net.cell(z)
 
 
 def ranks(values: list) -> list[float]:
     """Ranks from 1; equal values share the mean of theirs."""
-    return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
+    return [
+        sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values
+    ]
 
 
 def spearman(a: list, b: list) -> float:
     return statistics.correlation(ranks(a), ranks(b))
 
 
-def read(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
+def kept_rows(name: str) -> list[dict]:
+    """What earlier calls wrote; nothing at first."""
+    path = RESULTS / f"{name}.csv"
+    return read(path) if path.exists() else []
+
+
+def read(path) -> list[dict]:
+    """The rows of a CSV file, packed or not."""
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def write(name: str, rows: list[dict]) -> None:
+    names = dict.fromkeys(name for row in rows for name in row)
     with open(RESULTS / f"{name}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(file, list(names), "", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The page's tables and figures
+# --------------------------------------------------------------------------------------------------
+# 4. The pages' tables and the figure
 
-
-def show(values: list, digits: int = 2) -> str:
-    """Mean ± sample deviation (n - 1); one value alone; nothing if a value is missing."""
-    if not values or "" in values:
-        return ""
-    values = [float(value) for value in values]
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def runs_of(arm: str, epochs: list[dict]) -> list[list[dict]]:
-    """The rows of each run of an arm."""
-    rows = [row for row in epochs if row["run"].rpartition("-s")[0] == arm]
-    names = dict.fromkeys(row["run"] for row in rows)  # each once, in order
-    return [[row for row in rows if row["run"] == name] for name in names]
-
-
-def finished(rows: list[dict]) -> bool:
-    return rows[-1]["epoch"] == rows[-1]["epochs"]
-
-
-CHANCE = {"1": "a random cell", "10": "best of ten random cells", "all": "best cell"}
-OF_SEARCH = {  # heading: column of epochs.csv, digits
-    "true accuracy %": ("table_test", 2),
-    "rank": ("table_rank", 0),
-    "regret": ("table_regret_own", 2),
-    "free": ("parameter_free", 1),
-    "free, reduction": ("parameter_free_reduce", 1),
+COLUMNS = {  # heading: column of runs.csv, digits
+    "accuracy %": ("accuracy", 2),
+    "percentile": ("percentile", 1),
+    "two inputs: worst": ("two_inputs_low", 2),
+    "best": ("two_inputs_high", 2),
+    "free ops": ("free", 1),
+    "reduction": ("free_reduce", 1),
     "loss": ("loss_theta", 2),
-    "entropy": ("entropy_alpha", 2),
+    "Spearman": ("spearman", 2),
+    "of size": ("spearman_size", 2),
+    "drawn %": ("drawn", 2),
+    "drawn, percentile": ("drawn_percentile", 1),
 }
-OF_NET = {"Spearman": "spearman_rome", "Spearman, own space": "spearman_gdas", "drawn %": "drawn_mean"}  # supernets.csv
-HEAD = [*OF_SEARCH, *OF_NET]
-
-
-def numbers(last: list[dict], supernets: list[dict]) -> list[str]:
-    """The cells of a table's row: means over the last epochs of some runs."""
-    names = [row["run"] for row in last]
-    nets = [row for row in supernets if row["run"] in names]
-    shown = [show([row[name] for row in last], digits) for name, digits in OF_SEARCH.values()]
-    return shown + [show([row[name] for row in nets]) for name in OF_NET.values()]
-
-
-def tables(study: str, epochs: list[dict], supernets: list[dict], by_chance: list[dict]) -> str:
-    """Finished runs, averaged, and random search beside them; then each run that is not finished."""
-    done, going = [["search", "n", *HEAD]], [["unfinished run", "epoch", *HEAD]]
-    for arm in STUDIES[study]:
-        last = [rows[-1] for rows in runs_of(arm, epochs) if finished(rows)]
-        if last:
-            done.append([arm, len(last), *numbers(last, supernets)])
-        for row in (rows[-1] for rows in runs_of(arm, epochs) if not finished(rows)):
-            going.append([row["run"], f"{row['epoch']} of {row['epochs']}", *numbers([row], supernets)])
-    for row in by_chance:
-        values = [show([row["accuracy"]]), "", show([row["regret_own"]]), *[""] * (len(HEAD) - 3)]
-        done.append([f"{CHANCE[row['n']]}, {row['space'].upper()}'s space", "exact", *values])
-    return "\n\n".join(markdown(rows) for rows in (done, going) if len(rows) > 1)
-
-
-def markdown(rows: list[list]) -> str:
-    """A table without its empty columns."""
-    filled = [any(row[column] != "" for row in rows[1:]) for column in range(len(rows[0]))]
-    rows = [list(itertools.compress(row, filled)) for row in rows]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, for every kind of sight
-
-
-def draw(path: Path, study: str, epochs: list[dict], column: str, label: str, limits: tuple, lines: list) -> None:
-    """Panels of arms: finished seeds thin, their mean thick, unfinished ones dotted. lines: of random search."""
-    import matplotlib.figure
-
-    style = {"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9, "axes.titlesize": 9}
-    matplotlib.rcParams.update(style | {"axes.spines.top": False, "axes.spines.right": False})
-    colours = dict(zip(STUDIES[study], COLOURS))
-    arms = [arm for arm in STUDIES[study] if runs_of(arm, epochs)]
-    down, across = math.ceil(len(arms) / 3), min(3, len(arms))
-    size = (0.8 + 2.9 * across, 3 * down)
-    fig = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = fig.subplots(down, across, sharey=True, squeeze=False)
-    end = max(float(row["passes"]) * float(row["epochs"]) / float(row["epoch"]) for row in epochs) / 1000
-    for axis in axes.flat[len(arms) :]:
-        axis.remove()
-    for axis, arm in zip(axes.flat, arms):
-        runs, complete, colour = runs_of(arm, epochs), [], colours[arm]
-        for rows in runs:
-            x, y = [float(row["passes"]) / 1000 for row in rows], [float(row[column]) for row in rows]
-            axis.plot(x, y, "-" if finished(rows) else ":", color=colour, lw=1)
-            if finished(rows):
-                complete.append(y)
-        if complete:
-            axis.plot(x, [statistics.fmean(values) for values in zip(*complete)], color=colour, lw=2.5)
-        for row in lines:
-            if row["space"] in ARMS[arm]["method"]:
-                height = float(row["accuracy"])
-                axis.axhline(height, color="#555555", lw=0.8, ls="--")
-                place = dict(xytext=(0, 2), textcoords="offset points", fontsize=7, ha="right")
-                axis.annotate(CHANCE[row["n"]], (end, height), **place)
-        unfinished = len(runs) - len(complete)
-        title = f"{arm}, n = {len(complete)}" + (f", {unfinished} unfinished" if unfinished else "")
-        axis.set(title=title, xlabel="thousand sub-network passes", xlim=(0, end))
-    axes[0][0].set(ylim=limits)  # once all panels have their lines, since they share the axis
-    for row in axes:
-        row[0].set(ylabel=label)
-    fig.savefig(path, metadata={"Date": None})
 
 
 def figures(_) -> int:
-    """Of every study that has runs of two arms: its tables, between its two markers in README.md, and its figures."""
-    epochs, supernets, by_chance = (read(RESULTS / f"{name}.csv") for name in ("epochs", "supernets", "random"))
-    page = (HERE / "README.md").read_text()
-    for study, arms in STUDIES.items():
-        rows = [row for arm in arms for run in runs_of(arm, epochs) for row in run]
-        marker = f"<!-- table {study} -->"
-        if sum(bool(runs_of(arm, epochs)) for arm in arms) < 2:  # nothing to compare yet
-            continue
-        text = tables(study, rows, supernets, by_chance if study == "length" else [])
-        before, _, after = page.split(marker)
-        page = f"{before}{marker}\n\n{text}\n\n{marker}{after}"
-        if study in ("length", "clip"):
-            path, label = HERE / f"{study}-accuracy.svg", "true accuracy of the derived cell, %"
-            draw(path, study, rows, "table_test", label, (None, 95), by_chance)
-        if study in ("length", "collapse"):
-            cell, most = ("cell", 6.2) if study == "length" else ("normal cell", 8.2)
-            path, label = HERE / f"{study}-parameter-free.svg", f"parameter-free ops of the {cell}"
-            draw(path, study, rows, "parameter_free", label, (-0.2, most), [])
-    (HERE / "README.md").write_text(page)
+    """Renews the tables between the markers of both pages, and fit.svg."""
+    for path, text in pages().items():
+        path.write_text(text)
+    draw(kept_rows("nb201-8000/runs") + kept_rows("runs"))
     return 0
 
 
+def pages() -> dict:
+    """Path -> its text with new tables."""
+    by_chance, texts = kept_rows("baselines"), {}
+    old = [row for row in by_chance if row["space"] == "nb201"]
+    for path, rows, beside in (
+        (HERE / "README.md", kept_rows("runs"), by_chance),
+        (RESULTS / "README.md", kept_rows("nb201-8000/runs"), old),
+    ):
+        marker = "<!-- table -->"
+        before, _, after = path.read_text().split(marker)
+        note = "" if rows else "**Not run yet.** What needs no search:\n\n"
+        texts[path] = f"{before}{marker}\n\n{note}{table(rows, beside)}\n\n{marker}{after}"
+    return texts
+
+
+def table(runs: list[dict], by_chance: list[dict]) -> str:
+    """Finished runs, averaged over the seeds of an arm, and the baselines; no empty columns."""
+    lines, arms = [], {}
+    for row in runs:
+        arms.setdefault(row["run"].rpartition("-s")[0], []).append(row)
+    for arm, rows in arms.items():
+        values = [
+            show([row.get(name) for row in rows], digits) for name, digits in COLUMNS.values()
+        ]
+        lines.append([arm, str(len(rows)), *values])
+    for row in by_chance:
+        values = [show([row.get(name)], digits) for name, digits in COLUMNS.values()]
+        lines.append([row["cell"], "", *values])
+    head = ["search", "n", *COLUMNS]
+    filled = [column for column in range(len(head)) if any(line[column] for line in lines)]
+    lines = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(line[column] for column in filled)} |" for line in lines)
+
+
+def show(values: list, digits: int) -> str:
+    """Mean ± sample deviation (n - 1); one value alone; nothing if a value is missing."""
+    if not all(values):
+        return ""
+    values = [float(value) for value in values]
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(set(values)) > 1:
+        return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    return f"{mean}, {len(values)} times" if len(values) > 1 else mean
+
+
+def draw(runs: list[dict]) -> None:
+    """The supernet's training loss against the share of parameter-free ops, a dot a run."""
+    import matplotlib.figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9}
+    matplotlib.rcParams.update(style)
+    panels = {}
+    for row in runs:
+        panels.setdefault((row["space"], row["images"]), []).append(row)
+    size = (0.8 + 3.2 * len(panels), 3)
+    fig = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, ((space, images), rows) in zip(axes, panels.items()):
+        most = max(passes(row) for row in rows)
+        for row in rows:
+            colour = "#0072B2" if row["method"] == "gdas" else "#D55E00"
+            share, full = float(row["free"]) / float(row["ops"]), passes(row) == most
+            form = dict(marker="o" if row["samples"] == "1" else "s", edgecolor=colour)
+            axis.scatter(float(row["loss_theta"]), share, c=colour if full else "white", **form)
+        title = f"{space}, {images} images, n = {len(rows)}"
+        axis.set(title=title, xlabel="training loss of the supernet", ylim=(-0.05, 1.05))
+    axes[0].set(ylabel="share of parameter-free ops")
+    for name, colour, marker in (("ROME", "#D55E00", "."), ("GDAS", "#0072B2", ".")):
+        axes[0].scatter([], [], c=colour, marker=marker, label=name)
+    for name, marker in (("K = 1", "o"), ("K = 7", "s")):
+        axes[0].scatter([], [], c="#555555", marker=marker, label=name)
+    axes[0].legend(frameon=False)
+    fig.savefig(HERE / "fit.svg", metadata={"Date": None})
+
+
+def passes(row: dict) -> int:
+    return int(row["samples"]) * int(row["epochs"])
+
+
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     commands = parser.add_subparsers(dest="command", required=True)
-    one, some, _ = (commands.add_parser(name) for name in ("run", "collect", "figures"))
-    one.add_argument("--arm", required=True, choices=list(ARMS))
+    first = commands.add_parser("images")
+    first.add_argument("source", metavar="SOURCE")
+    first.add_argument("folder", metavar="DIR")
+    one = commands.add_parser("run")
+    one.add_argument("--arm", required=True, choices=ARMS)
     one.add_argument("--seed", required=True, type=int)
-    one.add_argument("--data", required=True, metavar="DIR", help="images in folders")
-    one.add_argument("--table", metavar="CSV", help="of NAS-Bench-201, for the arms in it")
-    one.add_argument("--out", metavar="DIR", help="the run's folder (runs/evidence/ARM-sSEED)")
-    some.add_argument("runs", metavar="RUNS_DIR", help="holds folders ARM-sSEED")
+    one.add_argument("--data", required=True, metavar="DIR", help="with train/CLASS/*")
+    one.add_argument("--out", metavar="DIR", help="default: runs/evidence/ARM-sSEED")
+    some = commands.add_parser("collect")
+    some.add_argument("runs", metavar="RUNS", help="the folder of folders ARM-sSEED")
+    some.add_argument("--surrogate", required=True, metavar="FILE.onnx")
     some.add_argument("--table", required=True, metavar="CSV", help="of NAS-Bench-201")
-    for command in (one, some):
-        command.add_argument("--code", default=str(HERE.parent), metavar="DIR", help="the program that makes the runs")
+    commands.add_parser("figures")
     options = parser.parse_args(words)
-    if "code" in options:
-        sys.path.insert(0, options.code)
-    return {"run": run, "collect": collect, "figures": figures}[options.command](options)
+    actions = dict(images=images, run=run, collect=collect, figures=figures)
+    return actions[options.command](options)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,63 @@
 """python -m pytest evidence"""
 
-import itertools
-import statistics
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 import study
 
-TABLE = {
-    "c10_test": {"111111": 60.0, "333333": 90.0, "333033": 93.0, "222022": 70.0},
-    "c10_val": {"111111": 50.0, "333333": 80.0, "333033": 70.0, "222022": 60.0},
-}
+SURROGATE = Path(__file__).parents[2] / "shared/data/s0/nb301_v2.onnx"
+OLD = study.read(study.RESULTS / "nb201-8000/runs.csv")
 
 
-def test_best_of_n_is_the_mean_over_all_draws():
-    test, validation = TABLE["c10_test"], TABLE["c10_val"]
-    cells = list(test)
-    for n in (1, 2, 3):
-        draws = itertools.product(cells, repeat=n)
-        chosen = [max(draw, key=validation.get) for draw in draws]
-        assert study.best_of(n, cells, TABLE) == pytest.approx(statistics.fmean(test[cell] for cell in chosen))
+def numbers(arm, *columns):
+    rows = [row for row in OLD if row["run"].rpartition("-s")[0] == arm]
+    return [float(row[column]) for row in rows for column in columns]
 
 
-def test_each_method_is_compared_with_the_cells_that_it_can_find():
-    best = {row["space"]: (row["cells"], row["accuracy"]) for row in study.chance(TABLE) if row["n"] == "all"}
-    assert best == {"rome": (2, 93.0), "gdas": (2, 90.0)}
+def mean(arm, column, digits=1):
+    return f"{fmean(numbers(arm, column)):.{digits}f}"
 
 
-def test_digits_and_arch_string_name_the_same_cell():
-    arch = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_3x3~2|"
-    assert study.digits_of(arch) == "321403" and study.arch_of("321403") == arch
+def span(arm, *columns):
+    values = numbers(arm, *columns)
+    return f"{min(values):.1f} to {max(values):.1f}%"
+
+
+def fit(runs):
+    losses = [float(row["loss_theta"]) for row in runs]
+    shares = [float(row["free"]) / float(row["ops"]) for row in runs]
+    return f"{study.spearman(losses, shares):.2f}"
+
+
+def test_the_pages_have_the_numbers_of_the_csv_files():
+    for path, text in study.pages().items():
+        assert path.read_text() == text
+    page, results = (" ".join(path.read_text().split()) for path in study.pages())
+    full = [row for row in OLD if "-50" not in row["run"]]
+    free = [mean(name, "free") for name in ("rome-k1", "gdas-k1", "rome-k7")]
+    ranks = [mean(name, "spearman", 2) for name in ("rome-k1", "rome-k7", "gdas-k1", "gdas-k7")]
+    both = "two_inputs_low", "two_inputs_high"
+    by_chance = study.kept_rows("baselines")[-1]["accuracy"]
+    for phrase in (
+        f"{len(OLD)} searches in NAS-Bench-201",
+        f"Spearman {fit(full)}** between",
+        f"over {len(full)} full-length runs of {len({row['run'][:-3] for row in full})} arms",
+        f"ROME: {mean('rome-k1', 'accuracy')}% with K = 1 and {mean('rome-k7', 'accuracy')}% with",
+        f"{span('gdas-k1', 'accuracy')} with K = 1 and {mean('gdas-k7', 'accuracy')}% with K = 7",
+        f"{span('gdas-k7', *both)} (K = 7) and {span('gdas-k1', *both)} (K = 1)",
+        f"A random cell of ROME's space has {float(by_chance):.1f}%",
+        f"K = 1: ROME {free[0]} of 5, GDAS {free[1]} of 6. K = 7: ROME {free[2]} of 5,",
+        f"200 cells with Spearman {mean('rome-k7', 'spearman_size', 2)}",
+        f"ROME {ranks[0]} with K = 1 and {ranks[1]} with K = 7, GDAS {ranks[2]} and {ranks[3]}",
+        f"ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3)",
+        f"rate: ROME {mean('rome-k1-rate7', 'spearman', 2)} (n = 3)",
+        f"GDAS {mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
+    ):
+        assert phrase in page
+    for k in "17":
+        assert f"K = {k}: {fit([row for row in full if row['samples'] == k])}, n" in results
+    assert f"{fit(OLD)} over all {len(OLD)}" in results
 
 
 def test_spearman_gives_ties_their_mean_rank():
@@ -36,13 +65,26 @@ def test_spearman_gives_ties_their_mean_rank():
     assert study.spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
 
 
-def rows_of(name: str, epoch: int, accuracy: float) -> dict:
-    row = dict.fromkeys([name.replace("_{kind}", "") for name in study.COLUMNS], "1")
-    return row | dict(run=name, epoch=str(epoch), epochs="50", table_test=str(accuracy))
+def test_a_cell_of_nas_bench_201_loses_each_input_of_its_last_node():
+    cell = study.nasbench.FORM.format(*"abcdef")
+    ends = [other.rpartition("+")[2] for other in study.with_two_inputs(cell)]
+    assert ends == ["|none~0|e~1|f~2|", "|d~0|none~1|f~2|", "|d~0|e~1|none~2|"]
 
 
-def test_only_finished_runs_are_averaged():
-    epochs = [rows_of("rome-k7-s0", 50, 92), rows_of("rome-k7-s1", 50, 94), rows_of("rome-k7-s2", 20, 10)]
-    done, going = study.tables("length", epochs, [], []).split("\n\n")
-    assert "| rome-k7 | 2 | 93.00 ± 1.41 |" in done
-    assert "| rome-k7-s2 | 20 of 50 | 10.00 |" in going
+@pytest.mark.parametrize("name", study.ARMS)
+def test_every_arm_is_a_search(name):
+    config = study.train.configure("search", study.words_of(name, 0, "images", "run"))
+    assert config["epochs"] * config["samples"][0] in (10, 70, 175)
+
+
+@pytest.mark.skipif(not SURROGATE.exists(), reason=f"there is no {SURROGATE}")
+def test_the_surrogate_reads_cells_as_published():
+    pytest.importorskip("onnxruntime")
+    predict = study.surrogate(str(SURROGATE))
+    cells = [study.genotypes.load("DARTS_V2")]
+    cells += [study.all_of(op) for op in ("sep_conv_5x5", "skip_connect", "max_pool_3x3")]
+    assert predict(cells) == pytest.approx([92.910, 93.358, 89.920, 88.074], abs=2e-3)
+    rows = study.read(SURROGATE.with_name("random_cells.csv"))
+    found = predict([study.genotypes.load(row["genotype"]) for row in rows])
+    true = [float(row["test_accuracy_last"]) for row in rows]
+    assert study.spearman(found, true) == pytest.approx(0.404, abs=5e-4)
