@@ -292,7 +292,8 @@ def claimed(config):
     """
     folder, state = Path(config["out"]), None
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "config.json").exists() and not config["resume"]:
+    used = (folder / "config.json").exists() or (folder / "last.pt").exists()
+    if used and not config["resume"]:
         other = "--resume goes on with it, --out names another folder"
         raise ValueError(f"{folder} holds a run already; {other}")
     if (folder / "last.pt").exists():
@@ -327,8 +328,10 @@ def lock(file, folder):
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         raise ValueError(f"another run writes into {folder}; --out names another folder") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def load_checkpoint(path, stage):
@@ -530,9 +533,10 @@ def certainty(net):
             tables[name][kind] = p.round(decimals=4).tolist()
             kept = torch.as_tensor(net.picks) if name == "beta" else 1
             p = p[rows.isfinite().sum(-1) > kept]
-            columns[f"entropy_{name}_{kind}"] = -p.xlogy(p).sum(-1).mean().item()
-            columns[f"top_{name}_{kind}"] = p.max(-1).values.mean().item()
-        times.append(columns[f"top_alpha_{kind}"] * alpha.shape[1])
+            if len(p) > 0:
+                columns[f"entropy_{name}_{kind}"] = -p.xlogy(p).sum(-1).mean().item()
+                columns[f"top_{name}_{kind}"] = p.max(-1).values.mean().item()
+        times.append(alpha.softmax(-1).max(-1).values.mean().item() * alpha.shape[1])
     return tables, columns | dict(times_uniform=sum(times) / len(times))
 
 
@@ -606,7 +610,8 @@ def search(config: dict):
                 supernet_accuracy=accuracy, genotype=str(genotype), **sure,
                 **{f"parameter_free_{kind}": count for kind, count in free.items()},
             )  # fmt: skip
-            end_epoch(config, rows, row, parts, about, len(train.labels), start, device)
+            seen = len(weight_half) + len(architecture_half)
+            end_epoch(config, rows, row, parts, about, seen, start, device)
             counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
             log(
                 config,
@@ -768,7 +773,12 @@ def make_parser(stage):
         add("--recompute", action=switch, default=False, help="recompute cells, to save memory")
         add("--retrain", action=switch, default=False, help="then retrain the found cell")
     else:
-        add("--genotype", default="", help="published name, JSON file, or printed genotype")
+        add(
+            "--genotype",
+            type=path,
+            default="",
+            help="published name, JSON file, or printed genotype",
+        )
         add("--drop-path", type=number(float, 0, 0.99), help="its rate after the last epoch")
         add("--auxiliary", type=amount, help="weight of the auxiliary loss; 0: no such head")
         add("--compile", action=switch, default=False, help="torch.compile the network")
@@ -871,35 +881,44 @@ def run(words, program):
         log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Exit status: 0 done; 2 bad input; 3 a loss is not finite; 130 Ctrl-C."""
-    status, text = 0, ""
-    program = "train.py" if argv is not None or sys.argv[0].endswith("rome.py") else sys.argv[0]
+def guarded(name: str, function, *arguments) -> int:
+    """Calls a program's function. What goes wrong is one line, which begins with the name.
+
+    Exit status: 0 done; 2 bad input; 3 a loss is not finite; 130 Ctrl-C; 1 another process is lost.
+    """
+    status, text = 2, ""
     try:
-        run(sys.argv[1:] if argv is None else list(argv), program)
+        status = function(*arguments) or 0
     except SystemExit:  # --help
-        pass
+        status = 0
     except KeyboardInterrupt:
         status, text = 130, "interrupted; the same command with --resume goes on"
     except FloatingPointError as error:
         status, text = 3, f"{error}; the last checkpoint is kept"
-    except (torch.OutOfMemoryError, MemoryError):
-        status, text = 2, "the memory is full; lower --batch-size or --channels, or add --amp"
     except ModuleNotFoundError as error:
-        status, text = 2, f"the module {error.name} is missing: pip install {error.name}"
+        text = f"the module {error.name} is missing: pip install {error.name}"
     except (OSError, ValueError) as error:
-        status, text = 2, last_line(error)
-    except RuntimeError as error:
-        if not dist.is_initialized() and "DataLoader" not in str(error):
-            raise
-        status, text = 1, f"another process was lost: {last_line(error)}"
+        text = last_line(error)
+    except (RuntimeError, MemoryError) as error:
+        line, text = last_line(error), "the memory is full; lower --batch-size, or add --amp"
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in line:
+            status, text = 1, f"a process was lost: {line}"
+            if not dist.is_initialized() and "DataLoader" not in line:
+                raise
     if text:
-        say(f"train.py: error: {text}", error=True)
+        say(f"{name}: error: {text}", error=True)
     if dist.is_initialized():
         # torch 2.6 joins gloo's threads while it holds the GIL, which they need to end.
         time.sleep(0.2)
         dist.destroy_process_group()
     return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit status, see `guarded`."""
+    if argv is None:  # of train.py, or of a user's own program that adds operations and spaces
+        return guarded("train.py", run, sys.argv[1:], sys.argv[0])
+    return guarded("train.py", run, list(argv), os.path.relpath(__file__))
 
 
 if __name__ == "__main__":

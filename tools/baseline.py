@@ -1,47 +1,78 @@
-"""What stands beside a found cell (`search --retrain --baseline N`): random cells, and a linear model on the pixels."""
+"""Retrains random cells as the found cell was, and fits a linear model to the pixels.
 
-import statistics
-from pathlib import Path
+    python -m tools.baseline RUN [--cells N]
+
+RUN is a search. The settings are those of RUN/retrain; if it is not there, the found cell is
+retrained first, by its benchmark's row. The cells go into RUN/random-1, RUN/random-2, ... The same
+command goes on after an interruption, or with a larger N.
+"""
+
+import sys
 
 import torch
 import torch.nn.functional as F
 
 import genotypes
 import train
+from tools import common
 
 
-def retrain_and_compare(config: dict, genotype, command: list[str]) -> None:
-    """Retrains the found cell and --baseline random ones by one protocol; prints their test accuracies."""
-    found, random = train.retrain(train.retrain_config(config, genotype), command), []
-    for number in range(1, config["baseline"] + 1):
-        cell = genotypes.random_cell(config["space"], train.keyed(config["seed"], "random cell", number))
-        out = str(Path(config["out"]) / f"random-{number}")
-        random.append(train.retrain(train.retrain_config(config, cell, out=out), command))
-    if not random or config["quiet"]:
-        return
+def compare(run, cells):
+    """Retrains random cells of a search's space, and compares them with the found cell."""
+    search, *retrains = common.read_run(run)
+    if search.settings["stage"] != "search":
+        raise ValueError(f"{run} is a retrain: give the folder of its search")
+    if retrains:
+        config = retrains[0].settings
+    else:
+        words = train.words_of_retrain(search.settings | dict(out=str(run)))
+        config = train.configure("retrain", words)
+    config |= dict(out=str(run / "retrain"), resume=True)
+    found, random = train.retrain(config), []
+    for number in range(1, cells + 1):
+        seed = train.seed_of(search.settings, "random cell", number)
+        generator = torch.Generator().manual_seed(seed)
+        cell = str(genotypes.random_cell(search.settings["space"], generator))
+        config |= dict(genotype=cell, out=str(run / f"random-{number}"))
+        random.append(train.retrain(config))
+
+    span, column = f"{min(random):.2f} to {max(random):.2f}", "test accuracy %"
+    table = [{"": "found cell", column: [found]}]
+    table.append({"": f"random cells, {span}", column: random})
     known, test = train.load_data(config, "train"), train.load_data(config, "test")
-    if train.rank_and_world()[0]:
-        return
-    spread = f" ± {statistics.stdev(random):.2f} ({min(random):.2f} to {max(random):.2f})" if len(random) > 1 else ""
-    print(f"test accuracy in %, retrained by one protocol:\n  found cell {found:15.2f}")
-    print(f"  random cells, {len(random):<3} {statistics.fmean(random):8.2f}{spread}")
     if known.pixels is not None and test.pixels is not None:
-        linear = linear_accuracy(known.pixels, known.labels, test.pixels, test.labels, len(known.classes))
-        print(f"  linear model {linear:13.2f} on the same pixels")
+        table.append({"": "linear model", column: [linear_accuracy(known, test)]})
+    train.log(config | dict(out=str(run)), common.tabulate(table))
 
 
-def linear_accuracy(train_images, train_labels, test_images, test_labels, classes: int) -> float:
-    """Test accuracy in % of ridge regression to one-hot labels, (X'X + N) W = X'Y. Images: uint8 (N, H, W, 3)."""
-    x, x_test, y = inputs(train_images), inputs(test_images), F.one_hot(train_labels, classes).float()
-    mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1.0)  # a pixel that hardly changes stays small
-    x.sub_(mean).div_(deviation)
-    weight = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.T @ (y - y.mean(0)))
-    scores = (x_test - mean) / deviation @ weight + y.mean(0)
-    return 100 * (scores.argmax(1) == test_labels).double().mean().item()
+def linear_accuracy(known, test) -> float:
+    """Test accuracy in % of ridge regression from pixels to one-hot labels, (X'X + N) W = X'Y.
+
+    known, test: train.Images. N: how many are known.
+    """
+    x, x_test = pixels_of(known), pixels_of(test)
+    y = F.one_hot(known.labels, len(known.classes)).float()
+    mean, share = x.mean(0), y.mean(0)
+    x -= mean
+    square = x.T @ x + len(x) * torch.eye(x.shape[1])
+    weight = torch.linalg.solve(square, x.T @ (y - share))
+    scores = (x_test - mean) @ weight + share
+    return 100 * (scores.argmax(1) == test.labels).double().mean().item()
 
 
-def inputs(images: torch.Tensor) -> torch.Tensor:
-    """Float (N, values) from uint8 (N, H, W, 3); images larger than 32 pixels are averaged down, 1,000 at a time."""
-    size = min(32, images.shape[1])
-    parts = [F.adaptive_avg_pool2d(part.float(), size) for part in images.permute(0, 3, 1, 2).split(1000)]
-    return torch.cat(parts).flatten(1)
+def pixels_of(images):
+    """Pixels / 64, so that their deviation is about 1: (N, values).
+
+    Images of more than 32 pixels are averaged down, 1,000 at a time.
+    """
+    size = min(32, images.pixels.shape[1])
+    parts = images.pixels.permute(0, 3, 1, 2).split(1000)
+    return torch.cat([F.adaptive_avg_pool2d(part / 64, size) for part in parts]).flatten(1)
+
+
+HELP = "how many random cells; each is a whole retrain"
+CELLS = dict(type=train.number(int, 1), default=4, metavar="N", help=HELP)
+main = common.program("baseline", compare, {"run": common.RUN, "--cells": CELLS})
+
+if __name__ == "__main__":
+    sys.exit(main())

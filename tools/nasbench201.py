@@ -1,71 +1,103 @@
-"""True accuracies of NAS-Bench-201's cells, read from a CSV file; docs/nasbench201.md describes it."""
+"""Looks up the true accuracy of the cells that a search derived, in a table of NAS-Bench-201.
+
+    python -m tools.nasbench201 RUN --table CSV
+
+docs/nasbench201.md describes the table.
+"""
 
 import csv
 import gzip
-import math
 import re
-import zlib
-from pathlib import Path
+import sys
 
 import genotypes
+import train
+from tools import common
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")  # the table's digits
+COLUMNS = {10: "c10_test", 100: "c100_test", 120: "in16_test"}  # by the number of classes
 
 
-def table_key(arch: str) -> str:
-    """The six digits of an arch string in the table: the ops on the edges 0>1, 0>2, 1>2, 0>3, 1>3, 2>3."""
-    ops = re.findall(r"([^|~+]+)~", genotypes.check(arch, "nb201"))
+ABOUT = """\
+The cell that each epoch derived, in {} of {}, {} cells. regret: what the best cell of
+the table has more. own: what the best cell has more that the method can find.
+"""
+
+
+def table_key(arch):
+    """The six digits of a genotype: the operations on the edges 0>1, 0>2, 1>2, 0>3, 1>3, 2>3."""
+    ops = re.findall(r"(\w+)~", genotypes.check(arch, "nb201"))
     return "".join(str(OPS.index(op)) for op in ops)
 
 
-def read_table(path: str | Path) -> dict:
-    """NAS-Bench-201's accuracies in %: column -> six digits -> accuracy.
+def read_table(path, column: str) -> dict:
+    """Accuracies in % of a column such as "c10_test": six digits -> accuracy.
 
-    path: a CSV file, or one packed by gzip whose name ends in .gz, with a column ops (six digits) or arch, and some of
-    c10_test, c10_val, c100_test, ..., in16_val. A ValueError says what is wrong, and in which row.
+    path: a CSV file, or one packed as .gz, with the column, and with a column ops (six digits) or
+    arch. ValueError says which line is wrong.
     """
-    open_file, at = gzip.open if str(path).endswith(".gz") else open, "header"
-    try:
-        with open_file(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
+    table = {}
+    opener = gzip.open if str(path).endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
+        reader = csv.DictReader(file, restval="")
+        try:
             names = reader.fieldnames or []
             key = "ops" if "ops" in names else "arch"
-            table = {name: {} for name in names if re.fullmatch("(c10|c100|in16)_(test|val)", name)}
-            if key not in names or not table:
-                raise ValueError("it needs a column ops or arch, and one such as c10_test")
-            for number, row in enumerate(reader, 1):
-                at = f"row {number}"
+            if key not in names or column not in names:
+                raise ValueError(f"the header needs {column}, and ops or arch")
+            for row in reader:
                 cell = row[key] if re.fullmatch("[0-4]{6}", row[key]) else table_key(row[key])
-                for name, column in table.items():
-                    if cell in column or not 0 <= float(row[name]) <= 100:
-                        raise ValueError(f"{name} {row[name]!r:.60} is no accuracy in %, or the cell is there twice")
-                    column[cell] = float(row[name])
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
-        raise ValueError(f"{path} is no table of NAS-Bench-201, {at}: {error}") from None
+                if cell in table:
+                    raise ValueError(f"the cell {cell} is there twice")
+                table[cell] = float(row[column])
+                if not 0 <= table[cell] <= 100:
+                    raise ValueError(f"{row[column]} is no accuracy in %")
+        except (csv.Error, EOFError, ValueError) as error:
+            text = f"{path} is no table of NAS-Bench-201: line {reader.line_num}, {error}"
+            raise ValueError(text) from None
     return table
 
 
-def found_by(method: str, cell: str) -> bool:
-    """Whether the method can find the cell of six digits: neither keeps `none`, and ROME drops one input of node 3."""
+def found_by(method, cell):
+    """Whether a method can find a cell, six digits.
+
+    No method keeps `none`. GDAS keeps all edges. ROME drops one input of node 3.
+    """
     return "0" not in cell[:3] and cell[3:].count("0") == (0 if method == "gdas" else 1)
 
 
-def look_up(path: str | Path, classes: int, method: str):
-    """A function from a genotype to its numbers in the table, NaN where it has none; docs/nasbench201.md explains them.
+def look_up(genotype, table, method):
+    """Accuracy of a genotype, its rank, and how much more the best cells have."""
+    cell = table_key(genotype)
+    if cell not in table:
+        raise ValueError(f"the table has no cell {cell}, {genotype}")
+    accuracy = table[cell]
+    own = [other for cell, other in table.items() if found_by(method, cell)]
+    return {
+        "test %": [accuracy],
+        "rank": 1 + sum(other > accuracy for other in table.values()),
+        "regret": [max(table.values()) - accuracy],
+        "own": [max(own) - accuracy],
+    }
 
-    The number of classes tells the data set. ValueError if the table lacks it.
-    """
-    table, name = read_table(path), {10: "c10", 100: "c100", 120: "in16"}.get(classes)
-    test, validation = table.get(f"{name}_test"), table.get(f"{name}_val", {})
-    if not test:
-        raise ValueError(f"{path} has no test accuracies for these {classes} classes")
-    own = [accuracy for cell, accuracy in test.items() if found_by(method, cell)]
 
-    def row_of(genotype: str) -> dict:
-        cell = table_key(genotype)
-        mine = test.get(cell, math.nan)
-        rank = 1 + sum(accuracy > mine for accuracy in test.values()) if cell in test else math.nan
-        row = dict(table_test=mine, table_val=validation.get(cell, math.nan), table_rank=rank)
-        return row | dict(table_regret=max(test.values()) - mine, table_regret_own=max(own, default=math.nan) - mine)
+def show(run, table):
+    """Looks up the true accuracy of the cell that was derived after each epoch of a search."""
+    state, rows = train.load_checkpoint(run / "last.pt", "search"), []
+    column = COLUMNS.get(len(state["classes"]))
+    if column is None:
+        raise ValueError(
+            f"{run} has {len(state['classes'])} classes; the table is for 10, 100, 120"
+        )
+    accuracies = read_table(table, column)
+    for row in state["rows"]:
+        numbers = look_up(row["genotype"], accuracies, state["settings"]["method"])
+        rows.append({"epoch": int(row["epoch"]), **numbers, "cell": row["genotype"]})
+    train.say(f"{ABOUT.format(column, table, len(accuracies))}\n{common.tabulate(rows)}")
 
-    return row_of
+
+TABLE = dict(type=common.path, required=True, metavar="CSV", help="see docs/nasbench201.md")
+main = common.program("nasbench201", show, {"run": common.RUN, "--table": TABLE})
+
+if __name__ == "__main__":
+    sys.exit(main())

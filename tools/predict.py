@@ -1,32 +1,51 @@
-"""`train.py predict RUN IMAGE...`: the classes of images, by the network that a run retrained."""
+"""Tells the classes of images, by the network that a run retrained.
 
+python -m tools.predict RUN IMAGE...
+"""
+
+import sys
 from pathlib import Path
 
 import torch
 
 import genotypes
-import rome
 import train
-from tools.folders import Files
+from extra import folders
+from tools import common
 
 
-def load_network(path: str | Path) -> tuple[rome.Network, dict]:
-    """The network of a retrain's last.pt, to evaluate, and the checkpoint: its "classes", "settings", "statistics"."""
-    state = train.load_checkpoint(Path(path), "retrain")
-    cell = genotypes.load(state["settings"]["genotype"])
-    network = train.build_network(cell, state["settings"], len(state["classes"]))
+def load_network(run):
+    """The network in RUN/retrain/last.pt or RUN/last.pt, in evaluation mode, and the checkpoint.
+
+    Of the checkpoint you will need "classes", "settings", and "statistics": mean and deviation of
+    the training pixels / 255, per channel. ValueError if there is no checkpoint of a retrain.
+    """
+    path = Path(run, "retrain", "last.pt")
+    state = train.load_checkpoint(path if path.exists() else Path(run, "last.pt"), "retrain")
+    genotype = genotypes.load(state["settings"]["genotype"])
+    network = train.make_network(genotype, state["settings"], len(state["classes"]))
     network.load_state_dict(state["network"])
     return network.eval(), state
 
 
 @torch.no_grad()
-def predict(run: str, images: list[str]) -> None:
-    """Prints the most probable class of every image, and its probability."""
-    path = Path(run) / "retrain" / "last.pt"
-    network, state = load_network(path if path.exists() else Path(run) / "last.pt")
+def predict(run, images):
+    """Tells the most probable class of every image, and its probability."""
+    network, state = load_network(run)
     mean, deviation = torch.tensor(state["statistics"])
-    files = Files(images, state["settings"], "test")
-    for name in images:
-        image = ((files.read(name).float() / 255 - mean) / deviation).permute(2, 0, 1)
+    size, imagenet = state["settings"]["image_size"], state["settings"]["imagenet"]
+
+    def classify(name):
+        pixels = folders.Files([name], size, None, imagenet)[0, 0]  # (size, size, 3)
+        image = ((pixels / 255 - mean) / deviation).permute(2, 0, 1)
         probability, label = network(image[None])[0].softmax(1)[0].max(0)
-        print(f"{name}  {state['classes'][label]}  {probability:.4f}")
+        train.say(f"{name}  {state['classes'][label]}  {probability:.4f}")
+
+    return common.each(classify, images)[1]
+
+
+IMAGES = common.RUNS | dict(metavar="IMAGE", help="image files")
+main = common.program("predict", predict, {"run": common.RUN, "images": IMAGES})
+
+if __name__ == "__main__":
+    sys.exit(main())
