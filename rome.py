@@ -83,7 +83,7 @@ class Architect:
     torch.distributed share the K sub-networks: all see the same batch and draw the same K.
     """
 
-    def __init__(self, net, samples=7, clip: float = 5.0, generator=None):
+    def __init__(self, net, samples=7, clip=5.0, generator=None):
         self.net, self.clip, self.generator, self.gradient_norm = net, clip, generator, None
         self.samples = (samples, samples) if isinstance(samples, int) else tuple(samples)
         if min(self.samples) < 1:
@@ -252,7 +252,7 @@ class Supernet(nn.Module):
             z[kind] = Choice(with_ops(inputs, ops.tolist()), gates)
         return z
 
-    def draw_inputs(self, kind: str, tau: float, generator: torch.Generator | None) -> Tensor:
+    def draw_inputs(self, kind, tau, generator):
         """B (nodes, inputs): two ones in every row, Eq. 1. Without beta: every edge."""
         if self.topology == "none":
             return self.is_edge.to(self.alpha[kind].dtype)
@@ -264,7 +264,7 @@ class Supernet(nn.Module):
         holds = F.one_hot(torch.tensor(self.pairs, device="cpu")).sum(1)  # (pairs, inputs)
         return pair @ holds.to(pair.dtype)  # Eq. 6
 
-    def logits_of_inputs(self, kind: str) -> Tensor:
+    def logits_of_inputs(self, kind):
         """beta on the CPU, with -inf where a node has no such input, or no such pair of inputs."""
         exists = self.is_edge[:, self.second] if self.topology == "v1" else self.is_edge
         return self.beta[kind].cpu().masked_fill(~exists, -math.inf)
@@ -383,7 +383,7 @@ def nodes_of(pairs):
     """[(op, input), ...] as a dict, input -> op, per node."""
     nodes = [{i: op for op, i in pairs[k : k + 2]} for k in range(0, len(pairs), 2)]
     if any(len(node) != 2 for node in nodes):
-        raise ValueError(f"every node needs two different inputs: {pairs}")
+        raise ValueError(f"every node needs two different inputs: {pairs!r:.200}")
     return nodes
 
 
@@ -477,6 +477,8 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(c, c, kernel, stride, padding, dilation, groups=c, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.dilation[0] > 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            x = x.contiguous()  # in channels-last torch's gradient of the weights is random there
         return super().forward(every_second(x) if self.thinned else x)
 
 
@@ -552,7 +554,7 @@ class Cell(nn.Module):
                 ops = [make_op(name, c, stride, derived) for name in rows[first_edge(j) + i]]
                 self.edges.append(nn.ModuleList(ops))
 
-    def forward(self, s0: Tensor, s1: Tensor, choice: Choice, drop_path: Tensor | None) -> Tensor:
+    def forward(self, s0, s1, choice, drop_path):
         states, rectified = [self.preprocess0(s0), self.preprocess1(s1)], {}
         gates = itertools.repeat(None)
         if choice.gates is not None:
@@ -606,7 +608,11 @@ def conv3x3(c_in, c, stride, derived):
 
 def check_images(images, multiple):
     """The images in channels-last. ValueError for those that the network cannot halve or read."""
-    if images.dim() != 4 or images.shape[1] != 3 or any(s % multiple for s in images.shape[2:]):
+    if (
+        images.dim() != 4
+        or images.shape[1] != 3
+        or any(s < 1 or s % multiple for s in images.shape[2:])
+    ):
         raise ValueError(
             f"expected images (N, 3, H, W) whose sides are multiples of {multiple}, "
             f"not {tuple(images.shape)}"
@@ -663,7 +669,7 @@ class Body(nn.Module):
             return checkpoint(module, *arguments, use_reentrant=False)
         return module(*arguments)
 
-    def forward(self, images: Tensor, z: dict) -> tuple:
+    def forward(self, images, z):
         """Logits, and in training the auxiliary head's, or None."""
         images = check_images(images, self.multiple)
         drop_path, logits_auxiliary = self.drop_path if self.training else None, None

@@ -1,123 +1,170 @@
-"""What the scripts of bench/ share: options, seeded inputs, and the report."""
+"""What the programs of bench/ share: a search, inputs, processes, and the report."""
 
 import argparse
 import datetime
-import functools
 import importlib.util
 import json
 import os
 import platform
 import re
-import statistics
 import sys
+import tempfile
+import time
 from pathlib import Path
-from unittest import mock
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # no messages of torch.profiler about missing devices
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import rome  # noqa: E402
-import train  # noqa: E402
+
+ROLES = ("weights", "architecture")  # of a step
+FIXED = 40.0  # a logit so large that its entry is always drawn
 
 
-def parser(text: str) -> argparse.ArgumentParser:
-    """The options of all scripts; text is the script's docstring."""
-    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="tiny sizes: shows that the script runs")
-    made.add_argument("--out", metavar="FILE", help="where the results go (bench/results/NAME.json)")
-    return made
+class Search(NamedTuple):
+    """What a step needs. version: the module rome, or another version of it."""
+
+    version: object
+    net: torch.nn.Module
+    adam: torch.optim.Optimizer
+    sgd: torch.optim.Optimizer
 
 
-def load(path: str, name: str = "") -> object:
-    """The module of a Python file, or what it calls `name`. It is imported apart from a module of the same name."""
-    spec = importlib.util.spec_from_file_location(f"other_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name) if name else module
+def make_search(version=rome, small=False, device="cpu", **settings) -> Search:
+    """The paper's search of S0 on CIFAR-10, with nearly uniform alpha and beta.
+
+    settings: of the supernet. small: a tiny one.
+    """
+    torch.manual_seed(0)
+    sizes = (4, 3) if small else (16, 8)  # channels, cells
+    net = version.Supernet("darts", *sizes, 10, **settings).to(device)
+    adam = torch.optim.Adam(net.architecture_parameters(), 1e-6, (0.5, 0.999), weight_decay=1e-3)
+    sgd = torch.optim.SGD(net.weights(), 1e-3, 0.9, weight_decay=3e-4)
+    return Search(version, net, adam, sgd)
 
 
-def batch(count: int, size: int = 32, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """Seeded noise images (count, 3, size, size) and labels (count,) of ten classes."""
-    generator = torch.Generator().manual_seed(1)
+def step(search: Search, role: str, samples: int, seed: int, images, labels) -> None:
+    """A step of the weights or of the architecture, over K = `samples` sub-networks."""
+    generator = torch.Generator().manual_seed(seed)
+    architect = search.version.Architect(search.net, samples, generator=generator)
+    if role == "weights":
+        architect.weight_step(images, labels, 1.0, search.sgd)
+    else:
+        architect.architecture_step(images, labels, 1.0, search.adam)
+
+
+@torch.no_grad()
+def fix(net, seed: int) -> None:
+    """From now on every draw is one random sub-network: the seed's, in every version of rome.py.
+
+    Topologies draw the same operations: "none" runs them on all edges, "v2" on those it keeps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for alpha in net.alpha.values():
+        edges, ops = alpha.shape
+        drawn = torch.randint(ops, (edges,), generator=generator)
+        alpha.copy_(FIXED * F.one_hot(drawn, ops))
+    for beta in net.beta.values():
+        kept = torch.zeros(4, 5)  # (nodes, inputs)
+        for j, row in enumerate(kept):
+            row[torch.randperm(j + 2, generator=generator)[:2]] = FIXED
+        is_edge = torch.ones(4, 5).tril(1) > 0
+        beta.copy_(kept if beta.dim() == 2 else kept[is_edge])  # commit 2445b9d has a flat beta
+
+
+def batch(count: int, device="cpu", size=32, seed=1) -> tuple:
+    """Noise images (count, 3, size, size) and labels (count,) of ten classes."""
+    generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, size, size, generator=generator)
     labels = torch.randint(10, (count,), generator=generator)
-    return images.to(device, memory_format=rome.MEMORY_FORMAT), labels.to(device)
+    return images.to(device), labels.to(device)
 
 
-def build(version=rome, device="cpu", quick=False, **settings) -> tuple:
-    """Supernet, Adam and SGD as train.py makes them for the paper's search on CIFAR-10, with uniform alpha and beta.
-
-    settings: of train.py, such as method="gdas". quick: a tiny supernet. version: the module rome, or another version.
-    """
-    sizes = dict(channels=4, cells=3) if quick else {}
-    config = train.configure("search", sizes | settings)
-    with mock.patch.object(train, "rome", version):
-        net, _, sgd, adam = train.build_search(config, 10, torch.device(device), [0, 0])
-    for p in net.architecture_parameters():
-        p.data.zero_()
-    return net, adam, sgd
+def load(path: str):
+    """The module of a Python file, apart from modules of the same name."""
+    spec = importlib.util.spec_from_file_location("other_version", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def steps(built: tuple, images, labels, version=rome, autocast=None) -> dict:
-    """Role -> function (count, first): a step over `count` sub-networks, drawn from the seeds first, first + 1, ..."""
-    net, adam, sgd = built
-
-    def step(role: str, count: int, first: int) -> None:
-        def generator(_, k):
-            return torch.Generator().manual_seed(first + k)
-
-        architect = version.Architect(net, count, generator=generator, autocast=autocast)
-        if role == "weights":
-            architect.weight_step(images, labels, 1.0, sgd)
-        else:
-            architect.architecture_step(images, labels, 1.0, adam)
-
-    return {role: functools.partial(step, role) for role in ("weights", "architecture")}
+# --------------------------------------------------------------------------------------------------
+# Processes, as torchrun starts them
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The report
+def in_processes(count: int, function, *arguments) -> list:
+    """The results of function(rank, *arguments) in `count` new processes of one thread each."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(member, (count, folder, function, arguments), count)
+        return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(count)]
 
 
-def row(what: str, values, unit: str = "", target: float | None = None, of: str = "median", note: str = "") -> dict:
-    """One line of a report: the median, mean or maximum of the values, beside its target (an upper bound)."""
-    values = [float(value) for value in (values if isinstance(values, list) else [values])]
-    measured = dict(median=statistics.median, mean=statistics.fmean, max=max)[of](values)
-    result = dict(what=what, measured=measured, unit=unit, of=of, least=min(values), most=max(values))
-    return result | dict(count=len(values), target=target, note=note)
+def member(rank, count, folder, function, arguments):
+    torch.set_num_threads(1)
+    store = Path(folder, "store").as_uri()
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    Path(folder, str(rank)).write_text(json.dumps(function(rank, *arguments)))
+    dist.barrier()
+    time.sleep(0.2)  # as in train.py: torch 2.6 joins gloo's threads while it holds the GIL
+    dist.destroy_process_group()
 
 
-def ratios(above: list, below: list) -> list:
-    """Ratio round by round."""
-    return [a / b for a, b in zip(above, below, strict=True)]
+# --------------------------------------------------------------------------------------------------
+# Command line and report
 
 
-def report(name: str, options: argparse.Namespace, rows: list[dict], **settings) -> int:
-    """Prints the table and writes it as JSON. Returns the exit status: 1 where a target is missed; --quick has none."""
-    width = max(len(r["what"]) for r in rows)
-    print(f"{'':{width}} {'measured':>10} {'':8} {'least':>9} {'most':>9}  target")
-    missed = False
-    for r in rows:
-        line = f"{r['what']:{width}} {r['measured']:10.4g} {r['unit']:8} {r['least']:9.4g} {r['most']:9.4g}"
-        if r["target"] is not None and not options.quick:
-            good = r["measured"] <= r["target"]
-            missed = missed or not good
-            line += f"  <= {r['target']:g} {'' if good else 'MISSED'}"
-        print(f"{line}  {r['note']}".rstrip())
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    cpu = re.search("model name.*: (.*)", info)
-    machine = dict(torch=torch.__version__, cpu=cpu.group(1) if cpu else platform.machine(), cores=os.cpu_count())
-    machine |= dict(threads=torch.get_num_threads(), load=round(os.getloadavg()[0], 1))
-    machine |= dict(gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
-    machine |= dict(date=datetime.date.today().isoformat())
-    print("; ".join(f"{key} {value}" for key, value in (settings | machine).items()))
-    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
-    path = Path(options.out) if options.out else HERE / "results" / f"{name}{'-quick' if options.quick else ''}.json"
+def make_parser(text: str) -> argparse.ArgumentParser:
+    """The flags of all programs. text: the program's docstring."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=text, formatter_class=form)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--out", metavar="FILE", help="default: bench/results/NAME.json")
+    return parser
+
+
+def quantity(what: str, values: list, unit: str) -> dict:
+    """A line of a report: the mean of the values, and their range."""
+    value = sum(values) / len(values)
+    return dict(what=what, value=value, least=min(values), most=max(values), unit=unit)
+
+
+def ratio(what: str, above: list, below: list, target: str = "no target") -> dict:
+    """A line of a report: the ratio of the means, and the range of the ratios round by round."""
+    rounds = [a / b for a, b in zip(above, below)]
+    return quantity(what, rounds, target) | dict(value=sum(above) / sum(below))
+
+
+def report(name: str, options, rows: list) -> None:
+    """Prints the lines and writes them as JSON."""
+    print("    value     least      most")
+    for row in rows:
+        numbers = f"{row['value']:9.4g} {row['least']:9.4g} {row['most']:9.4g}"
+        print(f"{numbers}  {row['what']}, {row['unit']}")
+    write(name, options, rows)
+
+
+def write(name: str, options, rows: list) -> None:
+    """Writes the result of a program, with its command and machine."""
+    path = Path(options.out or HERE / "results" / f"{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(command=command, machine=machine, settings=settings, rows=rows), indent=1) + "\n")
-    return int(missed)
+    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    content = dict(command=command, machine=machine(), rows=rows)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def machine() -> dict:
+    """What the numbers depend on."""
+    cpus = Path("/proc/cpuinfo")
+    names = re.findall("model name.*: (.*)", cpus.read_text() if cpus.exists() else "")
+    return dict(
+        date=datetime.date.today().isoformat(),
+        torch=torch.__version__,
+        cpu=names[0] if names else platform.machine(),
+        cores=os.cpu_count(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    )
