@@ -60,14 +60,15 @@ def gumbel_noise(logits: Tensor, generator: torch.Generator | None = None) -> Te
 def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
     """Draws k entries of every row without replacement: exactly 1 where drawn, else 0.
 
-    k = 1 draws an operation (Eq. 2, 3), k = 2 the inputs of a node (Eq. 7, 8). The gradient is that
-    of the softmax at temperature tau (straight-through). logits, noise: (rows, n).
+    k = 1 draws an operation (Eq. 2, 3) or a pair of edges (Eq. 4, 5), k = 2 the inputs of a node
+    (Eq. 7, 8). The gradient is that of the softmax at temperature tau (straight-through).
+    logits, noise: (rows, n).
     """
     scores = F.log_softmax(logits, -1) + noise
-    top = scores.detach().topk(k, -1)
-    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7
+    top = scores.detach().topk(k, -1)  # the largest scores have the largest softmax, too
+    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7; of no infinity
     hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 8
-    return hard + (relaxed - relaxed.detach())
+    return hard + (relaxed - relaxed.detach())  # the bracket is exactly 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -90,13 +91,13 @@ class Architect:
             raise ValueError(f"samples is {samples}; it must be at least 1")
 
     def architecture_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
-        """Eq. 11: alpha and beta move along the mean gradient of K sub-networks.
+        """Eq. 11: alpha and beta descend the mean gradient of K sub-networks.
 
         images: (N, 3, H, W), labels: (N,). Returns the mean loss, 0-dim.
         """
         parameters = [p for p in self.net.architecture_parameters() if p.requires_grad]
         for p in parameters:
-            p.grad = torch.zeros_like(p)  # Adam moves all entries of alpha and beta in every step
+            p.grad = torch.zeros_like(p)  # not None: Adam moves all of alpha and beta every step
         losses = images.new_zeros(self.samples[0])
         with frozen(self.net.weights()):  # so the backward pass needs less memory
             for k, z in self._draw(self.samples[0], tau):
@@ -106,7 +107,7 @@ class Architect:
         return self._update(parameters, losses, math.inf, optimizer)
 
     def weight_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
-        """Eq. 12: the weights move along the summed gradient of K sub-networks, clipped once.
+        """Eq. 12: the weights descend the summed gradient of K sub-networks, clipped once.
 
         An operation that no sub-network ran keeps the gradient None: neither momentum nor decay
         moves its weights. Returns the mean loss, 0-dim.
@@ -181,19 +182,21 @@ def sum_over_processes(parameters: list, losses: Tensor) -> None:
 class Choice(NamedTuple):
     """What the cells of one type run. A sub-network z has one of them per cell type."""
 
-    nodes: list  # per computing node: (input, number of the operation) of each edge that it keeps
+    nodes: list  # per computing node: (input, index of the operation) of each edge that it keeps
     gates: Tensor | None = None  # (kept edges,): A_ij B_ij, which is 1, with its gradient
 
 
 class Supernet(nn.Module):
     """All candidate operations of a space, and alpha and beta. A forward pass runs one sub-network.
 
-    space: a name in SPACES, or such a table. topology: "v2" (a logit beta per edge), "v1" (one per
-    pair of edges) or "none" (no beta, all edges run: GDAS). recompute: the backward pass computes
-    each cell again, for memory. imagenet: a stem of stride 8. ValueError for what does not fit.
+    space: a name in SPACES, or a table like those there: {"normal": rows, "reduce": rows}, where a
+    row has the op names of one edge. topology: "v2" (a logit beta per edge), "v1" (one per pair of
+    edges) or "none" (no beta, all edges run: GDAS). recompute: the backward pass computes each cell
+    again, for memory. imagenet: a stem of stride 8. ValueError for what does not fit.
 
     `alpha` and `beta` are parameters by cell type. alpha: (edges, ops), the edges in the order
-    0->2, 1->2, 0->3, 1->3, 2->3, 0->4, ... beta: (nodes, inputs), for v1 (nodes, pairs).
+    0->2, 1->2, 0->3, 1->3, 2->3, 0->4, ... beta: (nodes, inputs), for v1 (nodes, pairs); entries of
+    inputs that a node does not have are masked.
     """
 
     def __init__(
@@ -204,7 +207,7 @@ class Supernet(nn.Module):
         if topology not in ("v2", "v1", "none"):
             raise ValueError(f"no topology {topology!r}; there are v2, v1, none")
         self.ops = table_of(space)
-        self.topology, self.picks = topology, 1 if topology == "v1" else 2  # logits drawn per node
+        self.topology = topology
         self.body = Body(self.ops, channels, cells, classes, False, imagenet, recompute=recompute)
         self.nodes = nodes = nodes_in(self.ops["normal"])
         self.pairs = list(itertools.combinations(range(nodes + 1), 2))
@@ -216,12 +219,12 @@ class Supernet(nn.Module):
                 self.beta[kind] = 1e-3 * torch.randn(nodes, nodes + 1)
             elif topology == "v1":
                 self.beta[kind] = 1e-3 * torch.randn(nodes, len(self.pairs))
-        # Computing node j = 0, 1, ... has the inputs i < j + 2; the others come after it.
+        # From here on j = 0, 1, ... counts computing nodes alone: node j has the inputs i < j + 2.
         all_inputs = torch.ones(nodes, nodes + 1, dtype=torch.bool, device="cpu")
         self.is_edge = all_inputs.tril(1)  # (nodes, inputs)
         self.to(memory_format=torch.channels_last)
 
-    def architecture_parameters(self) -> list:
+    def architecture_parameters(self):
         """alpha and beta."""
         return [*self.alpha.values(), *self.beta.values()]
 
@@ -243,11 +246,11 @@ class Supernet(nn.Module):
         for kind, alpha in self.alpha.items():
             logits = alpha.cpu()
             A = gumbel_top_k(logits, 1, tau, gumbel_noise(logits, generator))  # Eq. 2, 3
-            A, ops = A.max(-1)  # (edges,): the drawn entry, 1, and its number
+            drawn, ops = A.max(-1)  # (edges,): the drawn entry, 1, and its index
             B = self.draw_inputs(kind, tau, generator)  # (nodes, inputs)
             inputs = [row.nonzero()[:, 0].tolist() for row in B]
             kept = [first_edge(j) + i for j, node in enumerate(inputs) for i in node]
-            gates = (A * B[self.is_edge])[kept].to(alpha.device)  # (kept edges,)
+            gates = (drawn * B[self.is_edge])[kept].to(alpha.device)  # (kept edges,): A_ij B_ij
             gates = gates if gates.requires_grad else None
             z[kind] = Choice(with_ops(inputs, ops.tolist()), gates)
         return z
@@ -292,9 +295,10 @@ class Supernet(nn.Module):
         return self.cell(z)
 
     def log_prob(self, genotype: "Genotype") -> Tensor:
-        """log p(genotype; alpha, beta), Eq. 9 as printed, 0-dim. ValueError without beta.
+        """log p(genotype; alpha, beta) of Eq. 9, 0-dim. ValueError without beta.
 
-        In v2 the printed p(e) does not sum to 1 over pairs: see the companion.
+        In v2 it is as printed, p(e_1) p(e_2) of a node's edges, which does not sum to 1 over pairs
+        of edges: see the companion. In v1 it has the probability of the pair.
         """
         if self.topology == "none":
             raise ValueError('topology "none" keeps every edge: p(z) of Eq. 9 needs beta')
@@ -314,15 +318,14 @@ class Supernet(nn.Module):
         """The genotype as a sub-network without gates. ValueError if it is not in the space."""
         z = {}
         for kind, rows in self.ops.items():
-            nodes = nodes_of(getattr(genotype, kind))
-            z[kind] = Choice([])
+            z[kind], nodes = Choice([]), nodes_of(getattr(genotype, kind))
+            if len(nodes) != self.nodes:
+                raise ValueError(f"{len(nodes)} nodes in the {kind} cell; here it has {self.nodes}")
             for j, node in enumerate(nodes):
-                edges = {
-                    i: rows[first_edge(j) + i] for i in range(j + 2) if len(nodes) == self.nodes
-                }
-                if any(op not in edges.get(i, ()) for i, op in node.items()):
+                edges = {i: rows[first_edge(j) + i] for i in sorted(node)}
+                if any(node[i] not in ops for i, ops in edges.items()):
                     raise ValueError(f"{kind} cell, node {j + 2}: {node} is not in this space")
-                z[kind].nodes.append([(i, edges[i].index(node[i])) for i in sorted(node)])
+                z[kind].nodes.append([(i, ops.index(node[i])) for i, ops in edges.items()])
         return z
 
     def cell(self, z: dict) -> "Genotype":
@@ -346,19 +349,20 @@ def table_of(space) -> dict:
         raise ValueError(f"{space!r:.80} is no space, which is {known}")
     for kind, rows in table.items():
         widths = {len(row) for row in rows}
-        if len(widths) != 1 or 0 in widths or first_edge(nodes_in(rows)) != len(rows):
+        edges = first_edge(nodes_in(table["normal"]))
+        if len(widths) != 1 or 0 in widths or len(rows) != edges:
             sizes = "2, 5, 9, 14, ... rows, one per edge, with equally many op names"
             raise ValueError(f"the {kind} cell of a space has {sizes}: {rows!r:.200}")
     return table
 
 
 def first_edge(j):
-    """The number of computing node j's first edge: the nodes before have 2, 3, ... edges."""
+    """The index of computing node j's first edge: the nodes before have 2, 3, ... edges."""
     return j * (j + 3) // 2
 
 
 def nodes_in(rows):
-    """The number of computing nodes: 14 edges are 2 + 3 + 4 + 5, so 4 nodes."""
+    """How many computing nodes a cell has: 14 edges are 2 + 3 + 4 + 5, so 4 nodes."""
     nodes = 0
     while first_edge(nodes) < len(rows):
         nodes += 1
@@ -366,7 +370,7 @@ def nodes_in(rows):
 
 
 def with_ops(inputs, ops):
-    """Choice.nodes, from the inputs of every node and the number of every edge's operation."""
+    """Choice.nodes, from the inputs of every node and the index of every edge's operation."""
     return [[(i, ops[first_edge(j) + i]) for i in node] for j, node in enumerate(inputs)]
 
 
@@ -382,8 +386,9 @@ class Genotype(NamedTuple):
 def nodes_of(pairs):
     """[(op, input), ...] as a dict, input -> op, per node."""
     nodes = [{i: op for op, i in pairs[k : k + 2]} for k in range(0, len(pairs), 2)]
-    if any(len(node) != 2 for node in nodes):
-        raise ValueError(f"every node needs two different inputs: {pairs!r:.200}")
+    for j, node in enumerate(nodes):
+        if len(node) != 2 or not set(node) <= set(range(j + 2)):
+            raise ValueError(f"every node needs two different earlier inputs: {pairs!r:.200}")
     return nodes
 
 
@@ -394,7 +399,7 @@ def nodes_of(pairs):
 
 class Norm(nn.BatchNorm2d):
     """Batch norm. In the supernet it always uses the batch's statistics: running averages would mix
-    sub-networks. There it takes a gate as its scale: gate * norm(x), without a product to keep."""
+    sub-networks. There the gate is its scale. So gate * norm(x) needs no memory for a product."""
 
     def __init__(self, c, derived):
         super().__init__(c, affine=derived, track_running_stats=derived)
@@ -403,10 +408,10 @@ class Norm(nn.BatchNorm2d):
             self.register_buffer("one", torch.ones(c), persistent=False)
             self.register_buffer("zero", torch.zeros(c), persistent=False)
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+    def forward(self, x, gate=None):
         if self.derived:
             return super().forward(x)
-        # The scale is there without a gate, too: on CUDA only so cuDNN's one kernel is used.
+        # A scale is given without a gate, too: only then CUDA uses cuDNN's single kernel.
         scale = self.one if gate is None else gate
         return F.batch_norm(x, None, None, scale, self.zero, training=True, eps=self.eps)
 
@@ -414,15 +419,15 @@ class Norm(nn.BatchNorm2d):
 class Op(nn.Module):
     """An operation that ends with a norm: gate * norm(layers(x)).
 
-    gate: (C,) copies of A_ij B_ij. rectified: x is relu(input), which a cell computes once for all
-    of its operations.
+    The last layer is a Norm. gate: (C,) copies of A_ij B_ij. rectified: x is relu(input), which the
+    cell computes once for all of its operations, so the layers need no ReLU at their beginning.
     """
 
     def __init__(self, *layers: nn.Module, rectified=True):
         super().__init__()
         self.layers, self.norm, self.rectified = nn.Sequential(*layers[:-1]), layers[-1], rectified
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+    def forward(self, x, gate=None):
         return self.norm(self.layers(x), gate)
 
 
@@ -513,8 +518,10 @@ class Noise(nn.Module):
 
 
 # Name -> function (channels, stride, derived) that makes a module,
-# (N, C, H, W) -> (N, C, H / stride, W / stride). To add an operation, add an entry: any module, or
-# an Op, which needs less memory. It must not write to its input, which other operations read.
+# (N, C, H, W) -> (N, C, H / stride, W / stride). To add an operation, add an entry:
+#     lambda c, stride, derived: Op(nn.Conv2d(c, c, 3, stride, 1, groups=2), Norm(c, derived))
+# An Op reads relu(x). Any other module works too: it reads x, and its output is multiplied by the
+# gate, which needs more memory. No operation writes to its input, which others read.
 PRIMITIVES = {
     "max_pool_3x3": lambda c, stride, derived: pool(nn.MaxPool2d(3, stride, 1), c, derived),
     "avg_pool_3x3": lambda c, stride, derived: pool(AvgPool(stride), c, derived),
@@ -535,8 +542,8 @@ PRIMITIVES = {
 class Cell(nn.Module):
     """x_j = sum of A_ij B_ij o_ij(x_i) over the kept inputs i. The output concatenates nodes.
 
-    rows: per edge the names of its operations, one of which runs. The body has rectified the cell's
-    inputs: all that read them begin with a ReLU.
+    rows: per edge the names of its operations, one of which runs if the edge is kept. The inputs
+    are rectified: DARTS's cells begin with a ReLU, which the body computes once for both readers.
     """
 
     def __init__(self, rows, concat, c_prev_prev, c_prev, c, derived, reduction, reduction_prev):
@@ -601,7 +608,7 @@ def concatenate(states):
 
 
 def conv3x3(c_in, c, stride, derived):
-    """Of the stems: their batch norm has scale and shift in the supernet, too."""
+    """Layers of a stem. Its batch norm has scale and shift in the supernet, too."""
     conv = nn.Conv2d(c_in, c, 3, stride, 1, bias=False)
     return [conv, nn.BatchNorm2d(c, track_running_stats=derived)]
 
@@ -634,7 +641,7 @@ class Body(nn.Module):
                 f"channels {channels}, cells {cells}, classes {classes}: they must be at least 1, "
                 "and channels even"
             )
-        self.recompute, self.multiple = recompute, 32 if imagenet else 4  # of images' sides
+        self.recompute, self.multiple = recompute, 32 if imagenet else 4  # of the images' sides
         c = channels if derived and imagenet else 3 * channels  # of the stem
         self.stem1 = None
         if imagenet:
@@ -677,7 +684,7 @@ class Body(nn.Module):
         s1 = s0 if self.stem1 is None else F.relu_(self.run(self.stem1, s0))
         for index, (cell, kind) in enumerate(zip(self.cells, self.kinds)):
             output = self.run(cell, s0, s1, z[kind], drop_path)
-            if index + 1 < len(self.cells):  # all cells that read it begin with a ReLU
+            if index + 1 < len(self.cells):  # the ReLU with which the next cells would begin
                 output = F.relu_(output)
             s0, s1 = s1, output
             if index == self.auxiliary_at and self.auxiliary is not None and self.training:

@@ -524,6 +524,7 @@ def certainty(net):
     probability. times_uniform: the largest probability of alpha times the number of operations.
     """
     tables, columns, times = dict(alpha={}, beta={}), {}, []
+    picks = getattr(net, "picks", 1 if net.topology == "v1" else 2)  # logits drawn per node
     for kind, alpha in net.alpha.items():
         logits = dict(alpha=alpha.detach().cpu())
         if kind in net.beta:
@@ -531,7 +532,7 @@ def certainty(net):
         for name, rows in logits.items():
             p = rows.double().softmax(-1)
             tables[name][kind] = p.round(decimals=4).tolist()
-            kept = torch.as_tensor(net.picks) if name == "beta" else 1
+            kept = torch.as_tensor(picks) if name == "beta" else 1
             p = p[rows.isfinite().sum(-1) > kept]
             if len(p) > 0:
                 columns[f"entropy_{name}_{kind}"] = -p.xlogy(p).sum(-1).mean().item()
