@@ -14,8 +14,8 @@ search learns two choices, each from logits of its own (topology disentanglement
     A   which operation runs on an edge    from alpha   drawn by Gumbel-Max     Eq. 2, 3
 
 One draw of A and B is a sub-network, z. A step draws K of them and runs them one after the other
-(gradient accumulation). alpha and beta take the mean of the K gradients, Eq. 11; the weights take
-the sum, Eq. 12.
+(gradient accumulation). alpha and beta take the mean of the K gradients, Eq. 11. The weights take
+the sum, Eq. 12, clipped once as in DARTS; the paper does not mention a clip.
 
     python rome.py --space darts --dataset cifar10      # the paper's search; needs train.py
 
@@ -26,7 +26,7 @@ Or copy this file alone and write the loop yourself. It is all of Algorithm 1:
     adam = torch.optim.Adam(net.architecture_parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
     sgd = torch.optim.SGD(net.weights(), 0.05, 0.9, weight_decay=3e-4)
     for epoch in range(50):
-        tau = 10 - 9.9 * epoch / 49
+        tau = 10 - 9.9 * epoch / 49  # GDAS's; the paper gives no numbers
         for (x_s, y_s), (x_t, y_t) in zip(D_s, D_t):  # batches of two halves of the training set
             architect.architecture_step(x_s, y_s, tau, adam)  # Eq. 11
             architect.weight_step(x_t, y_t, tau, sgd)  # Eq. 12
@@ -62,11 +62,14 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
 
     k = 1 draws an operation (Eq. 2, 3) or a pair of edges (Eq. 4, 5), k = 2 the inputs of a node
     (Eq. 7, 8). The gradient is that of the softmax at temperature tau (straight-through).
-    logits, noise: (rows, n).
+    logits, noise: (rows, n). FloatingPointError for logits that are not a number.
     """
     scores = F.log_softmax(logits, -1) + noise
+    if scores.isnan().any():
+        raise FloatingPointError("alpha or beta is not a number")
     top = scores.detach().topk(k, -1)  # the largest scores have the largest softmax, too
-    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7; of no infinity
+    # The largest score is subtracted, so that a small tau does not overflow.
+    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7
     hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 8
     return hard + (relaxed - relaxed.detach())  # the bracket is exactly 0
 
@@ -79,9 +82,9 @@ class Architect:
     """The two steps of Algorithm 1. Each runs K sub-networks, one after the other, on one batch.
 
     samples: K, or (K of the architecture step, K of the weight step). clip: bound on the norm of
-    the weights' summed gradient, as in DARTS; the paper does not mention one. generator: of the
-    draws. After a step, `gradient_norm` is the norm before the clip. The processes of
-    torch.distributed share the K sub-networks: all see the same batch and draw the same K.
+    the weights' summed gradient. generator: of the draws, a CPU one. After a step `gradient_norm`
+    is the norm before the clip. The processes of torch.distributed share the K sub-networks: all
+    must see the same batch and draw the same K.
     """
 
     def __init__(self, net, samples=7, clip=5.0, generator=None):
@@ -91,7 +94,7 @@ class Architect:
             raise ValueError(f"samples is {samples}; it must be at least 1")
 
     def architecture_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
-        """Eq. 11: alpha and beta descend the mean gradient of K sub-networks.
+        """Eq. 11: alpha and beta descend the mean gradient of K sub-networks, at fixed weights.
 
         images: (N, 3, H, W), labels: (N,). Returns the mean loss, 0-dim.
         """
@@ -176,7 +179,7 @@ def sum_over_processes(parameters: list, losses: Tensor) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# 3. The supernet
+# 3. The supernet. In its code computing nodes are j = 0, 1, ...: node j has the inputs i < j + 2.
 
 
 class Choice(NamedTuple):
@@ -219,7 +222,6 @@ class Supernet(nn.Module):
                 self.beta[kind] = 1e-3 * torch.randn(nodes, nodes + 1)
             elif topology == "v1":
                 self.beta[kind] = 1e-3 * torch.randn(nodes, len(self.pairs))
-        # From here on j = 0, 1, ... counts computing nodes alone: node j has the inputs i < j + 2.
         all_inputs = torch.ones(nodes, nodes + 1, dtype=torch.bool, device="cpu")
         self.is_edge = all_inputs.tril(1)  # (nodes, inputs)
         self.to(memory_format=torch.channels_last)
@@ -228,11 +230,11 @@ class Supernet(nn.Module):
         """alpha and beta."""
         return [*self.alpha.values(), *self.beta.values()]
 
-    def weights(self) -> list:
+    def weights(self):
         """All other parameters, the paper's theta."""
         return list(self.body.parameters())
 
-    def forward(self, images: Tensor, z: dict) -> Tensor:
+    def forward(self, images: Tensor, z) -> Tensor:
         """Logits (N, classes) of the sub-network z on images (N, 3, H, W)."""
         return self.body(images, z)[0]
 
@@ -246,7 +248,7 @@ class Supernet(nn.Module):
         for kind, alpha in self.alpha.items():
             logits = alpha.cpu()
             A = gumbel_top_k(logits, 1, tau, gumbel_noise(logits, generator))  # Eq. 2, 3
-            drawn, ops = A.max(-1)  # (edges,): the drawn entry, 1, and its index
+            drawn, ops = A.max(-1)  # (edges,): the drawn entry, 1 with its gradient, and its index
             B = self.draw_inputs(kind, tau, generator)  # (nodes, inputs)
             inputs = [row.nonzero()[:, 0].tolist() for row in B]
             kept = [first_edge(j) + i for j, node in enumerate(inputs) for i in node]
@@ -269,11 +271,12 @@ class Supernet(nn.Module):
 
     def logits_of_inputs(self, kind):
         """beta on the CPU, with -inf where a node has no such input, or no such pair of inputs."""
+        # A pair i < k exists where the input k does.
         exists = self.is_edge[:, self.second] if self.topology == "v1" else self.is_edge
         return self.beta[kind].cpu().masked_fill(~exists, -math.inf)
 
     @torch.no_grad()
-    def genotype(self) -> "Genotype":
+    def genotype(self):
         """The derived cell, argmax p(z; alpha, beta) of Eq. 9, node by node.
 
         Without beta: DARTS's rule, the two inputs with the most probable operations.
@@ -294,7 +297,7 @@ class Supernet(nn.Module):
             z[kind] = Choice(with_ops(inputs, ops.tolist()))
         return self.cell(z)
 
-    def log_prob(self, genotype: "Genotype") -> Tensor:
+    def log_prob(self, genotype) -> Tensor:
         """log p(genotype; alpha, beta) of Eq. 9, 0-dim. ValueError without beta.
 
         In v2 it is as printed, p(e_1) p(e_2) of a node's edges, which does not sum to 1 over pairs
@@ -315,7 +318,10 @@ class Supernet(nn.Module):
         return total
 
     def architecture(self, genotype: "Genotype") -> dict:
-        """The genotype as a sub-network without gates. ValueError if it is not in the space."""
+        """The genotype as a sub-network without gates. ValueError if it is not in the space.
+
+        The concat of a genotype is not read: the supernet's cells concatenate all nodes.
+        """
         z = {}
         for kind, rows in self.ops.items():
             z[kind], nodes = Choice([]), nodes_of(getattr(genotype, kind))
@@ -341,7 +347,7 @@ class Supernet(nn.Module):
         return Genotype(pairs["normal"], concat, pairs["reduce"], list(concat))
 
 
-def table_of(space) -> dict:
+def table_of(space):
     """The table of a space. ValueError if it is no name, and no table of two cells' edges."""
     table = SPACES.get(space) if isinstance(space, str) else space
     if not isinstance(table, dict) or set(table) != {"normal", "reduce"}:
@@ -520,8 +526,8 @@ class Noise(nn.Module):
 # Name -> function (channels, stride, derived) that makes a module,
 # (N, C, H, W) -> (N, C, H / stride, W / stride). To add an operation, add an entry:
 #     lambda c, stride, derived: Op(nn.Conv2d(c, c, 3, stride, 1, groups=2), Norm(c, derived))
-# An Op reads relu(x). Any other module works too: it reads x, and its output is multiplied by the
-# gate, which needs more memory. No operation writes to its input, which others read.
+# An Op reads relu(x), or x if rectified=False. Any other module reads x, and its output is
+# multiplied by the gate, which needs more memory. None must write to its input, which others read.
 PRIMITIVES = {
     "max_pool_3x3": lambda c, stride, derived: pool(nn.MaxPool2d(3, stride, 1), c, derived),
     "avg_pool_3x3": lambda c, stride, derived: pool(AvgPool(stride), c, derived),
@@ -564,8 +570,8 @@ class Cell(nn.Module):
     def forward(self, s0, s1, choice, drop_path):
         states, rectified = [self.preprocess0(s0), self.preprocess1(s1)], {}
         gates = itertools.repeat(None)
-        if choice.gates is not None:
-            gates = iter(choice.gates[:, None].repeat(1, self.channels).unbind())  # (C,) each
+        if choice.gates is not None:  # one of (C,) for each kept edge, in their order
+            gates = iter(choice.gates[:, None].repeat(1, self.channels).unbind())
         for j, node in enumerate(choice.nodes):
             terms = []
             for i, number in node:
@@ -601,8 +607,8 @@ def drop(x, rate):
 def concatenate(states):
     """torch.cat over channels, with dense gradients in place of slices (with which a CPU takes 1.2
     to 1.3 times as long)."""
-    for x in states if not torch.compiler.is_compiling() else ():
-        if x.requires_grad:
+    for x in states:
+        if x.requires_grad and not torch.compiler.is_compiling():
             x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
     return torch.cat(states, 1)
 
@@ -759,7 +765,7 @@ class Network(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# 7. Search spaces: for each cell type, the operations on each of the 14 edges
+# 7. Search spaces: for each cell type, the operations on each edge, here 14
 
 
 def rows(text):

@@ -19,6 +19,7 @@ import math
 import os
 import random
 import shlex
+import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -149,8 +150,13 @@ def load_data(config: dict, split: str) -> Images:
     from torchvision import datasets
 
     kind = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100, svhn=datasets.SVHN)[name]
+    rank, processes = rome.rank_and_world()
     try:
+        if rank > 0:
+            dist.barrier()  # the first process downloads
         data = kind(config["data"], split if name == "svhn" else split == "train", download=True)
+        if rank == 0 and processes > 1:
+            dist.barrier()
     except (OSError, RuntimeError) as error:
         place = f"put its archive into the folder {config['data']}"
         raise ValueError(f"no {name} ({last_line(error)}); {place}") from None
@@ -222,6 +228,8 @@ def stream(images: Images, config: dict, index: Tensor, seed: int, augment: str 
     """
     device, generator = images.labels.device, torch.Generator().manual_seed(seed)
     batches = plan(config, index, augment == "retrain", generator)
+    if augment == "retrain":
+        generator.manual_seed(seed + rome.rank_and_world()[0])  # each process has other images
     mean, std = torch.tensor(images.statistics, device=device).view(2, 3, 1, 1)
     if images.pixels is None:
         from extra import folders
@@ -229,10 +237,11 @@ def stream(images: Images, config: dict, index: Tensor, seed: int, augment: str 
         imagenet = config["imagenet"]
         crops = augment if imagenet and augment else None
         files = folders.Files(images.files, config["image_size"], crops, imagenet)
-        items = [[(n, seed + n) for n in numbers.tolist()] for numbers in batches]
+        items = [[(n, seed + n) for n in numbers.tolist()] for numbers in batches]  # index, seed
         loader = torch.utils.data.DataLoader(
-            files, batch_sampler=items, num_workers=config["workers"], generator=generator
-        )
+            files, batch_sampler=items, num_workers=config["workers"], generator=generator,
+            worker_init_fn=ignore_interrupt,
+        )  # fmt: skip
         read = iter(loader)
     for numbers in batches:
         numbers = numbers.to(device)
@@ -244,6 +253,11 @@ def stream(images: Images, config: dict, index: Tensor, seed: int, augment: str 
         if augment and config["cutout"]:
             x = cut_out(x, config["cutout"], generator)
         yield x, images.labels[numbers]
+
+
+def ignore_interrupt(worker):
+    """Ctrl-C is for the main process to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def crop_and_flip(images, generator):
@@ -265,7 +279,7 @@ def cut_out(images, side, generator):
     count, size = len(images), images.shape[2]
     centre = torch.randint(size, (2, count, 1), generator=generator).to(images.device)
     distance = torch.arange(size, device=images.device) - centre  # (2, N, S)
-    rows, columns = (distance >= -(side // 2)) & (distance < side // 2)
+    rows, columns = (distance >= -(side // 2)) & (distance < side - side // 2)
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 
@@ -274,6 +288,7 @@ def halves(labels, fraction, seed):
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class by class, each in random order
     step = round(1 / fraction)
+    order = order[: len(order) // step * step]  # so that both parts have as many images
     return order[::step], order[1::step]
 
 
@@ -358,12 +373,11 @@ def restore(config, state, about, parts):
     return state["rows"]
 
 
-def end_epoch(config, rows, row, parts, about, images, start, device):
+def end_epoch(config, rows, row, parts, about, images, seconds, device):
     """Writes metrics.csv and the checkpoint. FloatingPointError if a number is not finite.
 
-    images: seen in the epoch, which began at `start`.
+    images: trained on in so many seconds of the epoch.
     """
-    seconds = time.perf_counter() - start
     row |= dict(images_per_second=images / seconds, seconds=seconds, peak_mib=peak_mib(device))
     check_finite(torch.tensor([value for value in row.values() if isinstance(value, float)]))
     rows.append(row)
@@ -380,7 +394,7 @@ def end_epoch(config, rows, row, parts, about, images, start, device):
 
 def check_finite(numbers):
     if not numbers.isfinite().all():
-        raise FloatingPointError("a loss is not finite; lower --lr or --clip, or leave out --amp")
+        raise FloatingPointError("a loss or a gradient is not finite")
 
 
 def log(config, text):
@@ -400,7 +414,8 @@ def say(text, end="\n", error=False):
             text = text.encode(letters, "backslashreplace").decode(letters)
             print(text, end=end, file=stream, flush=True)
     except (OSError, ValueError):
-        sys.stdout = None  # nobody reads it: `| head`
+        if not error:
+            sys.stdout = None  # nobody reads it: `| head`
 
 
 def is_terminal():
@@ -460,7 +475,7 @@ def set_up(config):
         raise ValueError(f"--device {name}: this PyTorch finds no such device; use --device cpu")
     gpus = torch.cuda.device_count() if name == "cuda" else 0
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        own_gpu = gpus >= int(os.environ["LOCAL_WORLD_SIZE"])
+        own_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         dist.init_process_group("nccl" if own_gpu else "gloo")
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -469,6 +484,7 @@ def set_up(config):
         return torch.device(name)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % gpus)
     torch.cuda.set_device(device)
+    torch.cuda.reset_peak_memory_stats(device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not config["deterministic"]
     return device
@@ -493,7 +509,8 @@ def make_sgd(parameters, config):
 
 def learning_rate(config, epoch):
     """Cosine from lr to lr_min, or PC-DARTS's linear decay; after a linear warm-up."""
-    lr, low, epochs = config["lr"], config["lr_min"], config["epochs"]
+    lr, epochs = config["lr"], config["epochs"]
+    low = min(lr, config["lr_min"])
     warmup, left = config.get("lr_warmup", 0), epochs - epoch
     if epoch < warmup:
         return lr * (epoch + 1) / warmup
@@ -548,6 +565,9 @@ def search(config: dict):
     rank, processes = rome.rank_and_world()
     if processes > max(samples):
         raise ValueError(f"{processes} processes share K = {max(samples)} sub-networks: use fewer")
+    if config["retrain"]:
+        later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
+        check_shares(later, processes)
     with claimed(config) as state:
         train = load_data(config, "train")  # the search never looks at the test images
         if config["retrain"]:
@@ -602,6 +622,7 @@ def search(config: dict):
                 watch(sums)
 
             loss_alpha, loss_theta, norm_alpha, norm_theta = (sums / steps).tolist()
+            seconds = time.perf_counter() - start
             genotype, (_, sure) = net.genotype(), certainty(net)
             z, free = net.architecture(genotype), genotypes.parameter_free(genotype)
             loss, accuracy = evaluate(functools.partial(net, z=z), stream(train, config, some, 0))
@@ -612,7 +633,7 @@ def search(config: dict):
                 **{f"parameter_free_{kind}": count for kind, count in free.items()},
             )  # fmt: skip
             seen = len(weight_half) + len(architecture_half)
-            end_epoch(config, rows, row, parts, about, seen, start, device)
+            end_epoch(config, rows, row, parts, about, seen, seconds, device)
             counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
             log(
                 config,
@@ -648,12 +669,18 @@ def make_network(genotype, config, classes):
     return nasbench.Network(genotype, *sizes)
 
 
+def check_shares(config, processes):
+    if config["batch_size"] % processes:
+        text = f"{config['batch_size']} images among {processes} processes"
+        raise ValueError(f"a retrain's batch is shared: {text} are no equal shares")
+
+
 def retrain(config: dict) -> float:
     """Trains the network of a genotype from scratch. Returns its last test accuracy in percent."""
     device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
     genotype, (rank, processes) = genotypes.load(config["genotype"]), rome.rank_and_world()
-    if config["batch_size"] % processes:
-        raise ValueError(f"--batch-size must be a multiple of the {processes} processes")
+    check_shares(config, processes)
+    config = config | dict(processes=processes)  # each has batch norms of its own
     with claimed(config) as state:
         train, test = load_data(config, "train"), load_data(config, "test")
         about, train, test = prepare(config, state, device, train, test)
@@ -678,8 +705,6 @@ def retrain(config: dict) -> float:
         )
         parts = dict(network=network, sgd=sgd)
         rows = restore(config, state, about, parts)
-        if rank == 0:
-            genotypes.save(genotype, Path(config["out"]) / "genotype.json", space=config["space"])
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
@@ -709,6 +734,7 @@ def retrain(config: dict) -> float:
                 watch(sums)
 
             loss_train, accuracy_train, norm = (sums / steps).tolist()
+            seconds = time.perf_counter() - start
             batches = stream(test, config, test_index, 0)
             network.eval()
             loss, accuracy = evaluate(lambda images: network(images)[0], batches)
@@ -717,7 +743,7 @@ def retrain(config: dict) -> float:
                 accuracy_train=accuracy_train, gradient_norm=norm, loss_test=loss,
                 accuracy_test=accuracy,
             )  # fmt: skip
-            end_epoch(config, rows, row, parts, about, len(train.labels), start, device)
+            end_epoch(config, rows, row, parts, about, len(train.labels), seconds, device)
             log(
                 config,
                 f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, training accuracy "
@@ -810,8 +836,8 @@ def configure(stage: str, words: list[str]) -> dict:
     given = parser.parse_known_args(words)[0]
     if stage == "retrain" and given.genotype:
         genotype = genotypes.load(given.genotype)
-        first = {rome.Genotype: "darts", str: "nb201"}.get(type(genotype), "1shot1-1")
-        parser.set_defaults(space=genotypes.space_of(given.genotype) or first)
+        home = {rome.Genotype: "darts", str: "nb201"}.get(type(genotype), "1shot1-1")
+        parser.set_defaults(space=genotypes.space_of(given.genotype) or home)
         given = parser.parse_known_args(words)[0]
     imagenet = given.dataset == "imagenet"
     if given.dataset == "folder" and given.image_size:
@@ -834,7 +860,8 @@ def configure(stage: str, words: list[str]) -> dict:
             known = ", ".join(genotypes.PUBLISHED)
             raise ValueError(f"retrain needs --genotype: a file, text, or a name: {known}")
         config["genotype"] = str(genotype)
-        if (config["space"] in NASBENCH) == isinstance(genotype, rome.Genotype):
+        family = config["space"] if config["space"] in NASBENCH else "darts"
+        if family.partition("-")[0] != home.partition("-")[0]:
             raise ValueError(f"--space {config['space']}: the genotype is not of this space")
     refuse(config)
     return config
@@ -877,6 +904,8 @@ def run(words, program):
     search(config)
     then = words_of_retrain(config)
     if config["retrain"]:
+        if dist.is_initialized():
+            dist.barrier()  # until the first process has written the genotype
         retrain(configure("retrain", then + ["--resume"] * config["resume"]))
     else:
         log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
@@ -895,7 +924,7 @@ def guarded(name: str, function, *arguments) -> int:
     except KeyboardInterrupt:
         status, text = 130, "interrupted; the same command with --resume goes on"
     except FloatingPointError as error:
-        status, text = 3, f"{error}; the last checkpoint is kept"
+        status, text = 3, f"{error}; lower --lr or leave out --amp; the last checkpoint is kept"
     except ModuleNotFoundError as error:
         text = f"the module {error.name} is missing: pip install {error.name}"
     except (OSError, ValueError) as error:
@@ -907,7 +936,7 @@ def guarded(name: str, function, *arguments) -> int:
             if not dist.is_initialized() and "DataLoader" not in line:
                 raise
     if text:
-        say(f"{name}: error: {text}", error=True)
+        say(("\n" if is_terminal() else "") + f"{name}: error: {text}", error=True)
     if dist.is_initialized():
         # torch 2.6 joins gloo's threads while it holds the GIL, which they need to end.
         time.sleep(0.2)
