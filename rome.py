@@ -137,6 +137,7 @@ class Architect:
         sum_over_processes(parameters, losses)
         self.gradient_norm = nn.utils.clip_grad_norm_(parameters, clip).detach()
         optimizer.step()
+        torch.clear_autocast_cache()  # of the weights before the step, in 16 bits
         return losses.mean()
 
 
@@ -153,7 +154,7 @@ def frozen(parameters):
             p.requires_grad_(True)
 
 
-def rank_and_world() -> tuple[int, int]:
+def rank_and_world():
     """The number of this process, and how many there are (torchrun)."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

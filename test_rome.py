@@ -513,8 +513,13 @@ def test_autocast_around_a_step_gives_its_gradients_and_keeps_cells_in_16_bits(s
     expected = [separate_gradients(net, half, 2, *data, True)[0] for half in HALVES]
     with torch.autocast("cpu", torch.bfloat16):  # the passes share the weights' 16-bit copies
         found = [gradient(net, half, 2, data) for half in HALVES]
+        weight = net.body.classifier.weight
+        before = F.linear(data[0].flatten(1)[:, : weight.shape[1]], weight)
+        step(net, "weight", 1, data, rate=1.0)
+        after = F.linear(data[0].flatten(1)[:, : weight.shape[1]], weight)
     assert_close(found, expected, rtol=1e-2, atol=1e-4)
     assert types == {torch.bfloat16}
+    assert not torch.equal(before, after)  # a step renews the copies
 
 
 @pytest.mark.parametrize("topology, steps", [("v2", 100), ("none", 80)])
@@ -532,7 +537,7 @@ def test_the_supernet_of_s0_learns(topology, steps):
         some = torch.randint(len(images), (32,), generator=g)
         batch_labels = labels[chosen][some] // 7
         losses.append(architect.weight_step(images[some], batch_labels, 10.0, sgd))
-    assert sum(losses[-20:]) / 20 < 0.6  # chance is 0.693
+    assert sum(losses[-40:]) / 40 < 0.6  # chance is 0.693
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1114,8 +1119,8 @@ def test_a_search_that_diverges_ends_with_status_3(tmp_path, capsys):
     line_of(capsys)
 
 
-def test_losses_are_looked_at_within_an_epoch():
-    watch = train.watcher(dict(out=""), torch.device("cpu"), 1000)
+def test_losses_are_looked_at_within_an_epoch(tmp_path):
+    watch = train.watcher(dict(out=str(tmp_path)), torch.device("cpu"), 1000)
     with pytest.raises(FloatingPointError):
         for _ in range(50):
             watch(torch.tensor([1.0, math.inf]))
