@@ -640,7 +640,7 @@ def search(config: dict):
                 f"epoch {epoch + 1}/{epochs}: loss {loss_theta:.3f} (alpha {loss_alpha:.3f}), "
                 f"supernet accuracy {accuracy:.1f}% (of the derived cell, not a result), "
                 f"parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, tau "
-                f"{tau:.2f}, {row['images_per_second']:.4g} images/s, {row['peak_mib']:.0f} MiB",
+                f"{tau:.2f}, {row['images_per_second']:,.1f} images/s, {row['peak_mib']:.0f} MiB",
             )
 
         genotype, (tables, sure), folder = net.genotype(), certainty(net), Path(config["out"])
@@ -703,6 +703,9 @@ def retrain(config: dict) -> float:
             f"{epochs} epochs of {steps} steps, on {device}, processes: {processes}; "
             f"{genotype}",
         )
+        if config["dataset"] == "folder" and epochs == RETRAIN["default"]["epochs"]:
+            text = "these are the paper's settings, for 50,000 images"
+            log(config, f"{text}; --epochs, --cells and --channels change them")
         parts = dict(network=network, sgd=sgd)
         rows = restore(config, state, about, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
@@ -748,7 +751,7 @@ def retrain(config: dict) -> float:
                 config,
                 f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, training accuracy "
                 f"{accuracy_train:.1f}%, test accuracy {accuracy:.2f}%, "
-                f"{row['images_per_second']:.4g} images/s, {row['peak_mib']:.0f} MiB",
+                f"{row['images_per_second']:,.1f} images/s, {row['peak_mib']:.0f} MiB",
             )
 
         accuracy = rows[-1]["accuracy_test"]
