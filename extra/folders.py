@@ -69,12 +69,12 @@ def list_folder(root: str, split: str) -> Folder:
     return Folder(files, torch.tensor(labels), classes, note and f"files left out: {note}")
 
 
-def visible(folder: Path) -> list:
+def visible(folder):
     """The sorted paths in a folder whose names do not begin with a dot."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def class_names(place: Path) -> list:
+def class_names(place):
     """The names of the folders in train, test or val. ValueError if there are fewer than two."""
     folders = visible(place) if place.is_dir() else []
     names = [path.name for path in folders if path.is_dir()]
@@ -84,7 +84,7 @@ def class_names(place: Path) -> list:
     return names
 
 
-def files_under(folder: Path, entered: set):
+def files_under(folder, entered):
     """Yields the files in a folder and in its folders. A link that leads back is not followed."""
     real = realpath(folder)
     if real not in entered:
@@ -128,7 +128,7 @@ def read_image(path: str, whole: bool = True) -> Image.Image:
         raise ValueError(f"{path} is no readable image: {cause:.300}") from None
 
 
-def to_rgb(file: Image.Image) -> Image.Image:
+def to_rgb(file):
     """The rules of read_image, for a file that has just been opened."""
     stored = str(file.tile)  # names the type in the file, such as RGB;16B, until pixels are read
     image = ImageOps.exif_transpose(file)
@@ -142,7 +142,7 @@ def to_rgb(file: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_gray(image: Image.Image, is_32_bit: bool) -> Image.Image:
+def to_gray(image, is_32_bit):
     """8 bits of an image with more, by the rule of read_image."""
     values = asarray(image).astype("float64")
     low, high, full = values.min(), values.max(), 65535
@@ -175,7 +175,7 @@ def check_images(files: list, whole: bool) -> None:
     by_threads(lambda index, file: read_image(file, whole), files)
 
 
-def by_threads(function, files: list) -> None:
+def by_threads(function, files):
     """Calls function(index, file) for every file. What these calls raise becomes one ValueError."""
     errors = []
 
@@ -192,7 +192,7 @@ def by_threads(function, files: list) -> None:
         raise ValueError(f"{len(errors)} of {len(files)} files cannot be read: {first}")
 
 
-def centre(image: Image.Image, size: int, imagenet: bool) -> Image.Image:
+def centre(image, size, imagenet):
     """The central square, resized. ImageNet's is 224 / 256 of the shorter side."""
     bleed = 1 / 16 if imagenet else 0  # the part left out at each side
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR, bleed)
@@ -205,7 +205,7 @@ class Files(torch.utils.data.Dataset):
     item is all its randomness.
     """
 
-    def __init__(self, files: list, size: int, augment: str | None, imagenet: bool = True):
+    def __init__(self, files, size, augment, imagenet=True):
         self.files = files
         self.transform = partial(centre, size=size, imagenet=imagenet)
         if augment:
@@ -213,7 +213,7 @@ class Files(torch.utils.data.Dataset):
             steps += [v2.ColorJitter(0.4, 0.4, 0.4, 0.2)] if augment == "retrain" else []
             self.transform = v2.Compose(steps)
 
-    def __getitem__(self, item: tuple) -> Tensor:
+    def __getitem__(self, item):
         index, seed = item
         image = read_image(self.files[index])
         with torch.random.fork_rng(devices=[]):

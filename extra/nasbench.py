@@ -28,7 +28,6 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
 
 from rome import AvgPool, Op, check_images, conv3x3, conv_norm, gumbel_noise, gumbel_top_k
 
@@ -68,17 +67,17 @@ class Choice(NamedTuple):
     node_gates: tuple | None = None  # per node: A_j (1Shot1)
 
 
-def first_edge(j: int) -> int:
+def first_edge(j):
     """The number of the first edge of node j = 0, 1, ...: the nodes before have 1, 2, ... edges."""
     return j * (j + 1) // 2
 
 
-def read(genotype) -> Choice:
+def read(genotype):
     """The choice that a genotype stands for. ValueError if it is no genotype."""
     return read_nb201(genotype) if isinstance(genotype, str) else read_one_shot(genotype)
 
 
-def read_nb201(genotype: str) -> Choice:
+def read_nb201(genotype):
     names = re.findall(r"(\w+)~", genotype)
     complete = len(names) == 6 and FORM.format(*names) == genotype
     if not complete or not set(names) <= {"none", *NB201}:
@@ -89,7 +88,7 @@ def read_nb201(genotype: str) -> Choice:
     return Choice(inputs, ops)
 
 
-def read_one_shot(genotype: OneShotGenotype) -> Choice:
+def read_one_shot(genotype):
     counts = [picks for ops, picks in SPACES.values() if ops is ONE_SHOT]
     try:
         ops, inputs = list(genotype.ops), [sorted(node) for node in genotype.inputs]
@@ -107,7 +106,7 @@ def read_one_shot(genotype: OneShotGenotype) -> Choice:
     return Choice(inputs, ops)
 
 
-def write(choice: Choice):
+def write(choice):
     """The genotype of a choice."""
     if len(choice.ops) == len(choice.inputs) - 1:  # 1Shot1, whose output has no operation
         return OneShotGenotype(tuple(choice.ops), tuple(map(tuple, choice.inputs)))
@@ -132,7 +131,7 @@ def make_ops(table, rows, c, derived):
     return nn.ModuleList(nn.ModuleDict(row) for row in rows)
 
 
-def scaled(x: Tensor, gates: tuple | None, number: int) -> Tensor:
+def scaled(x, gates, number):
     """x times one of the gates; x without gates. A gate is 0-dim, so x keeps its precision."""
     return x if gates is None else x * gates[number]
 
@@ -148,7 +147,7 @@ class NB201Cell(nn.Module):
         super().__init__()
         self.edges = make_ops(NB201_OPS, rows, c, derived)
 
-    def forward(self, x: Tensor, choice: Choice) -> Tensor:
+    def forward(self, x, choice):
         states, rectified, gates = [x], {}, choice.edge_gates
         for j, inputs in enumerate(choice.inputs):
             terms = []
@@ -175,7 +174,7 @@ class ResidualBlock(nn.Module):
         self.convs = nn.Sequential(nn.ReLU(), first, nn.ReLU(), second)
         self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(c_in, c, 1, bias=False))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.shortcut(x) + self.convs(x)
 
 
@@ -187,7 +186,7 @@ class Body(nn.Module):
         self.stem, self.layers = nn.Sequential(*stem), nn.ModuleList(layers)
         self.head, self.classifier = nn.Sequential(*head), nn.Linear(c, classes)
 
-    def forward(self, images: Tensor, choice: Choice) -> Tensor:
+    def forward(self, images, choice):
         x = self.stem(check_images(images, 4))
         for layer in self.layers:
             between = isinstance(layer, (ResidualBlock, nn.MaxPool2d))
@@ -204,7 +203,7 @@ def make_body(on_edges, rows, channels, cells, classes, derived):
     return make(rows, channels, cells, classes, derived)
 
 
-def nb201_body(rows, c, cells, classes, derived) -> Body:
+def nb201_body(rows, c, cells, classes, derived):
     """Three stages of `cells` cells."""
     stem, layers = conv3x3(3, c, 1, derived), []
     for stage in range(3):
@@ -245,7 +244,7 @@ class OneShotCell(nn.Module):
         self.project = nn.ModuleList(conv_norm_relu(c_in, width, 1, derived) for width in widths)
         self.ops = make_ops(ONE_SHOT_OPS, rows, c, derived)
 
-    def forward(self, x: Tensor, choice: Choice) -> Tensor:
+    def forward(self, x, choice):
         *nodes, output = choice.inputs
         states, gates = [x], choice.edge_gates
         for j, inputs in enumerate(nodes):
@@ -265,7 +264,7 @@ class OneShotCell(nn.Module):
         return total
 
 
-def one_shot_body(rows, c, cells, classes, derived) -> Body:
+def one_shot_body(rows, c, cells, classes, derived):
     """Three stacks of cells, `cells` in all, with a pooling between them."""
     stem, layers, c_in = [*conv3x3(3, c, 1, derived), nn.ReLU()], [], c
     for index in range(cells):
@@ -293,7 +292,7 @@ class Supernet(nn.Module):
     else per node. beta: (nodes, inputs).
     """
 
-    def __init__(self, space: str, channels: int, cells: int, classes: int, topology="v2"):
+    def __init__(self, space, channels, cells, classes, topology="v2"):
         super().__init__()
         if space not in SPACES:
             raise ValueError(f"no space {space!r}; there are {', '.join(SPACES)}")
@@ -314,19 +313,19 @@ class Supernet(nn.Module):
         self.is_edge = all_inputs.tril()  # (nodes, inputs)
         self.to(memory_format=torch.channels_last)
 
-    def architecture_parameters(self) -> list:
+    def architecture_parameters(self):
         """alpha and beta."""
         return [*self.alpha.values(), *self.beta.values()]
 
-    def weights(self) -> list:
+    def weights(self):
         """All other parameters, the paper's theta."""
         return list(self.body.parameters())
 
-    def forward(self, images: Tensor, z: dict) -> Tensor:
+    def forward(self, images, z):
         """Logits (N, classes) of the sub-network z on images (N, 3, H, W)."""
         return self.body(images, z["cell"])
 
-    def sample(self, tau: float, generator: torch.Generator | None = None) -> dict:
+    def sample(self, tau, generator=None):
         """A sub-network z, drawn on the CPU. All cells share it."""
         device, alpha = self.alpha["cell"].device, self.alpha["cell"].cpu()
         A, ops = gumbel_top_k(alpha, 1, tau, gumbel_noise(alpha, generator)).max(-1)  # Eq. 2, 3
@@ -343,7 +342,7 @@ class Supernet(nn.Module):
             gates = [A * B] if self.on_edges else [B, A]
         return {"cell": Choice(inputs, names, *[gate.to(device).unbind() for gate in gates])}
 
-    def logits_of_inputs(self, kind: str) -> Tensor:
+    def logits_of_inputs(self, kind):
         """beta (nodes, inputs) on the CPU, with -inf where a node has no such input. "none": 0."""
         beta = self.beta[kind] if self.beta else self.alpha[kind].new_zeros(self.is_edge.shape)
         return beta.cpu().masked_fill(~self.is_edge, -math.inf)
@@ -358,7 +357,7 @@ class Supernet(nn.Module):
         inputs = [sorted(row.topk(k).indices.tolist()) for row, k in zip(scores, self.picks)]
         return self.cell({"cell": Choice(inputs, [self.ops[op] for op in ops.tolist()])})
 
-    def log_prob(self, genotype) -> Tensor:
+    def log_prob(self, genotype):
         """log p(genotype; alpha, beta), Eq. 9 as printed. ValueError for topology "none"."""
         if not self.beta:
             raise ValueError('topology "none" keeps every edge: p(z) of Eq. 9 needs beta')
@@ -371,7 +370,7 @@ class Supernet(nn.Module):
                 total = total + log_alpha[row, self.ops.index(name)]
         return total
 
-    def architecture(self, genotype) -> dict:
+    def architecture(self, genotype):
         """The genotype as a sub-network without gates. ValueError outside the space."""
         choice, picks = read(genotype), SPACES[self.space][1]
         counts = tuple(map(len, choice.inputs))
@@ -382,7 +381,7 @@ class Supernet(nn.Module):
             )
         return {"cell": choice}
 
-    def cell(self, z: dict):
+    def cell(self, z):
         """The genotype of a sub-network."""
         return write(z["cell"])
 
@@ -397,7 +396,7 @@ class Network(nn.Module):
     ValueError for what is no genotype, or numbers below 1.
     """
 
-    def __init__(self, genotype, channels: int, cells: int, classes: int):
+    def __init__(self, genotype, channels, cells, classes):
         super().__init__()
         self.choice = read(genotype)
         rows = [[name] if name else [] for name in self.choice.ops]
@@ -405,6 +404,6 @@ class Network(nn.Module):
         self.body = make_body(on_edges, rows, channels, cells, classes, True)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> tuple:
+    def forward(self, images):
         """Logits (N, classes), and None: there is no auxiliary head."""
         return self.body(images, self.choice), None

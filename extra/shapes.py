@@ -3,7 +3,7 @@
 from math import cos, pi, sqrt
 
 import torch
-from torch import Tensor, hypot, maximum, minimum
+from torch import hypot, maximum, minimum
 
 
 def star(x, y):
@@ -45,7 +45,7 @@ def draw_shapes(count: int, seed: int, size: int = 32) -> tuple:
     return torch.cat(parts), labels
 
 
-def draw(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def draw(labels, size, generator):
     """Images (N, size, size, 3) uint8 of the labels (N,)."""
 
     def uniform(low, high, *channels):
