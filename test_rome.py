@@ -1161,7 +1161,7 @@ def test_no_stream_ends_a_run(encoding, tmp_path):
     words = [*folder_words(tmp_path), "--samples", "1", "--out", str(tmp_path / "猫")]
     env = os.environ | dict(PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     done = subprocess.Popen(
-        [sys.executable, "-W", "error", "train.py", "search", *words], cwd=HERE, env=env,
+        [sys.executable, "train.py", "search", *words], cwd=HERE, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     done.stdout.readline()
