@@ -83,7 +83,7 @@ RETRAIN = {
     ),
     "1shot1": dict(cells=9, channels=16, drop_path=0.0, auxiliary=0.0),
     "shapes": dict(
-        cells=3, channels=8, epochs=3, batch_size=64, lr=0.05, drop_path=0.0, cutout=0,
+        cells=3, channels=8, epochs=5, batch_size=64, lr=0.05, drop_path=0.0, cutout=0,
         auxiliary=0.0, image_size=16,
     ),
 }  # fmt: skip
