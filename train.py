@@ -561,7 +561,7 @@ def certainty(net):
 def search(config: dict):
     """Algorithm 1 over the epochs of a configuration. Returns the genotype, argmax p(z)."""
     device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
-    samples = tuple(config["samples"] * 2)[:2]  # K of alpha, K of the weights
+    samples = config["samples"][0], config["samples"][-1]  # K of alpha, K of the weights
     rank, processes = rome.rank_and_world()
     if processes > max(samples):
         raise ValueError(f"{processes} processes share K = {max(samples)} sub-networks: use fewer")
@@ -572,9 +572,9 @@ def search(config: dict):
         train = load_data(config, "train")  # the search never looks at the test images
         if config["retrain"]:
             load_data(config, "test")  # but what the retrain will need is checked first
+        fraction = config["fraction"]
+        weight_half, architecture_half = halves(train.labels, fraction, seed("halves"))
         about, train = prepare(config, state, device, train)
-        labels = train.labels.cpu()
-        weight_half, architecture_half = halves(labels, config["fraction"], seed("halves"))
         some = torch.Generator().manual_seed(seed("evaluation"))
         some = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
         steps = len(plan(config, weight_half))
