@@ -767,9 +767,6 @@ PRINTED = (  # from quark0/darts
 NINE = [*rome.SPACES, *nasbench.SPACES]
 
 
-seeded = generator
-
-
 def error(source, space=None):
     """The message of the refusal, which comes soon and in one line."""
     start = time.process_time()
@@ -791,9 +788,9 @@ def test_published_cells_are_the_published_ones():
 
 @pytest.mark.parametrize("space", NINE)
 def test_cells_of_every_space_are_saved_printed_and_read_as_they_were(space, tmp_path):
-    path, generator = tmp_path / "cell.json", seeded()
+    path, draws = tmp_path / "cell.json", generator()
     for _ in range(3):
-        genotype = genotypes.random_cell(space, generator)
+        genotype = genotypes.random_cell(space, draws)
         genotypes.save(genotype, path, space=space, note='"[a,   b], "')
         for source in (path, str(path), path.read_text(), str(genotype), f" {genotype}\n"):
             assert str(genotypes.load(source, space)) == str(genotype)
@@ -888,15 +885,15 @@ def test_a_space_of_a_users_own_has_its_own_operations_alone(monkeypatch, tmp_pa
 
 def test_random_cells_are_uniform_and_leave_torchs_own_generator_alone():
     rows = (("skip_connect", "noise"),) * 5
-    space, generator, counts = dict(normal=rows, reduce=rows), seeded(), Counter()
+    space, draws, counts = dict(normal=rows, reduce=rows), generator(), Counter()
     torch.manual_seed(3)
     for _ in range(240):
-        cell = genotypes.random_cell(space, generator)
+        cell = genotypes.random_cell(space, draws)
         counts.update([str(cell.normal), str(cell.reduce)])
     # A pair of inputs for the first node, three for the second, two operations on four edges.
     assert len(counts) == 48 == 3 * 2**4
     assert sum((n - 10) ** 2 / 10 for n in counts.values()) < 82.7  # chi-square, p = 0.001
-    assert torch.rand(1) == torch.rand(1, generator=seeded(3))
+    assert torch.rand(1) == torch.rand(1, generator=generator(3))
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
@@ -923,7 +920,7 @@ def labels(path):
 
 
 def test_pictures_show_every_op_and_no_two_labels_meet(tmp_path):
-    cells = [genotypes.random_cell(space, seeded(1)) for space in NINE]
+    cells = [genotypes.random_cell(space, generator(1)) for space in NINE]
     for cell in [*genotypes.PUBLISHED.values(), ARCH, ONE_SHOT, *cells]:
         genotypes.draw(cell, tmp_path / "cell.svg")
         texts, boxes = labels(tmp_path / "cell.svg")
