@@ -304,7 +304,9 @@ def measure(folder: Path, settings: dict, judge: Judge) -> dict:
 
     drawn = judge.score([draw_cell(net, generator) for _ in range(CELLS)])
     places = [judge.percentile(accuracy) for accuracy in drawn]
+    hours = sum(row["seconds"] for row in state["rows"]) / 3600
     found = dict(images=len(data.labels), genotype=state["rows"][-1]["genotype"])
+    found["hours"] = f"{hours:.2f}"
     found |= dict(
         drawn=f"{statistics.fmean(drawn):.4f}", drawn_percentile=f"{statistics.fmean(places):.1f}"
     )
@@ -380,6 +382,7 @@ COLUMNS = {  # heading: column of runs.csv, digits
     "of size": ("spearman_size", 2),
     "drawn %": ("drawn", 2),
     "drawn, percentile": ("drawn_percentile", 1),
+    "hours": ("hours", 1),
 }
 
 
@@ -401,8 +404,7 @@ def pages() -> dict:
     ):
         marker = "<!-- table -->"
         before, _, after = path.read_text().split(marker)
-        note = "" if rows else "**Not run yet.** What needs no search:\n\n"
-        texts[path] = f"{before}{marker}\n\n{note}{table(rows, beside)}\n\n{marker}{after}"
+        texts[path] = f"{before}{marker}\n\n{table(rows, beside)}\n\n{marker}{after}"
     return texts
 
 
