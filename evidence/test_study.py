@@ -13,9 +13,12 @@ ROME_1, GDAS_1, ROME_7, GDAS_7 = (
 )
 
 
+def of(arm, rows):
+    return [row for row in rows if row["run"].rpartition("-s")[0] == arm]
+
+
 def numbers(arm, *columns):
-    rows = [row for row in OLD + NEW if row["run"].rpartition("-s")[0] == arm]
-    return [float(row[column]) for row in rows for column in columns]
+    return [float(row[column]) for row in of(arm, OLD + NEW) for column in columns]
 
 
 def mean(arm, column, digits=1):
@@ -32,7 +35,7 @@ def span(values, digits):
 
 def late(arm):
     """Percentiles from the sixth epoch on."""
-    rows = [row for row in EPOCHS if row["run"].rpartition("-s")[0] == arm]
+    rows = of(arm, EPOCHS)
     return span([float(row["percentile"]) for row in rows if int(row["epoch"]) > 5], 1)
 
 
