@@ -305,11 +305,10 @@ def measure(folder: Path, settings: dict, judge: Judge) -> dict:
     drawn = judge.score([draw_cell(net, generator) for _ in range(CELLS)])
     places = [judge.percentile(accuracy) for accuracy in drawn]
     hours = sum(row["seconds"] for row in state["rows"]) / 3600
-    found = dict(images=len(data.labels), genotype=state["rows"][-1]["genotype"])
-    found["hours"] = f"{hours:.2f}"
-    found |= dict(
-        drawn=f"{statistics.fmean(drawn):.4f}", drawn_percentile=f"{statistics.fmean(places):.1f}"
-    )
+    found = dict(
+        images=len(data.labels), genotype=state["rows"][-1]["genotype"], hours=f"{hours:.2f}",
+        drawn=f"{statistics.fmean(drawn):.4f}", drawn_percentile=f"{statistics.fmean(places):.1f}",
+    )  # fmt: skip
     if judge.cells:
         losses = []
         for cell in judge.cells:

@@ -63,7 +63,8 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"ROME {mean('rome-k1', 'accuracy')}% with K = 1 and {mean('rome-k7', 'accuracy')}% with",
         f"{span(numbers('gdas-k1', 'accuracy'), 1)}% with K = 1 and "
         f"{mean('gdas-k7', 'accuracy')}% with K = 7",
-        f"{span(numbers('gdas-k7', *both), 1)}% (K = 7) and {span(numbers('gdas-k1', *both), 1)}%",
+        f"{span(numbers('gdas-k7', *both), 1)}% (K = 7) and "
+        f"{span(numbers('gdas-k1', *both), 1)}% (K = 1)",
         f"A random cell of ROME's space has {float(by_chance):.1f}%",
         f"K = 1: ROME {free[0]} of 5, GDAS {free[1]} of 6. K = 7: ROME {free[2]} of 5,",
         f"counting parameters has ({mean('rome-k7', 'spearman_size', 2)})",
