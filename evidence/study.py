@@ -372,13 +372,14 @@ def write(name: str, rows: list[dict]) -> None:
 COLUMNS = {  # heading: column of runs.csv, digits
     "accuracy %": ("accuracy", 2),
     "percentile": ("percentile", 1),
+    "mean percentile": ("mean_percentile", 1),
     "two inputs: worst": ("two_inputs_low", 2),
     "best": ("two_inputs_high", 2),
     "free ops": ("free", 1),
+    "mean free": ("mean_free", 1),
     "reduction": ("free_reduce", 1),
     "loss": ("loss_theta", 2),
     "Spearman": ("spearman", 2),
-    "of size": ("spearman_size", 2),
     "drawn %": ("drawn", 2),
     "drawn, percentile": ("drawn_percentile", 1),
     "hours": ("hours", 1),
@@ -398,13 +399,28 @@ def pages() -> dict:
     by_chance, texts = kept_rows("baselines"), {}
     old = [row for row in by_chance if row["space"] == "nb201"]
     for path, rows, beside in (
-        (HERE / "README.md", kept_rows("runs"), by_chance),
+        (HERE / "README.md", with_means(kept_rows("runs")), by_chance),
         (RESULTS / "README.md", kept_rows("nb201-8000/runs"), old),
     ):
         marker = "<!-- table -->"
         before, _, after = path.read_text().split(marker)
         texts[path] = f"{before}{marker}\n\n{table(rows, beside)}\n\n{marker}{after}"
     return texts
+
+
+def with_means(runs: list[dict]) -> list[dict]:
+    """Adds means over the second half of a search's epochs: its cell changes with every one."""
+    epochs, rows = kept_rows("epochs"), []
+    for row in runs:
+        late = [other for other in epochs if other["run"] == row["run"]]
+        late = late[len(late) // 2 :]
+        free = "parameter_free_cell" if row["space"] == "nb201" else "parameter_free_normal"
+        means = {
+            name: str(statistics.fmean(float(other[column]) for other in late))
+            for name, column in (("mean_free", free), ("mean_percentile", "percentile"))
+        }
+        rows.append(row | means)
+    return rows
 
 
 def table(runs: list[dict], by_chance: list[dict]) -> str:

@@ -7,10 +7,9 @@ import pytest
 import study
 
 SURROGATE = Path(__file__).parents[2] / "shared/data/s0/nb301_v2.onnx"
-OLD, NEW, EPOCHS = map(study.kept_rows, ("nb201-8000/runs", "runs", "epochs"))
-ROME_1, GDAS_1, ROME_7, GDAS_7 = (
-    f"s0-{name}" for name in ("rome-k1-steps", "gdas-k1-steps", "rome-k7", "gdas-k7")
-)
+OLD, EPOCHS = study.kept_rows("nb201-8000/runs"), study.kept_rows("epochs")
+NEW = study.with_means(study.kept_rows("runs"))
+S0 = [row for row in NEW if row["space"] == "darts"]
 
 
 def of(arm, rows):
@@ -25,18 +24,17 @@ def mean(arm, column, digits=1):
     return f"{fmean(numbers(arm, column)):.{digits}f}"
 
 
-def each(arm, column, digits=0):
-    return " and ".join(f"{value:.{digits}f}" for value in numbers(arm, column))
+def pair(k, column, digits=1):
+    """The values of both methods in S0, seed by seed."""
+    texts = []
+    for method in ("gdas", "rome"):
+        values = [f"{value:.{digits}f}" for value in numbers(f"s0-{method}-{k}", column)]
+        texts.append(f"{method.upper()} {' and '.join(values)}")
+    return ", ".join(texts)
 
 
 def span(values, digits):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-
-
-def late(arm):
-    """Percentiles from the sixth epoch on."""
-    rows = of(arm, EPOCHS)
-    return span([float(row["percentile"]) for row in rows if int(row["epoch"]) > 5], 1)
 
 
 def fit(runs):
@@ -54,8 +52,15 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
     ranks = [mean(name, "spearman", 2) for name in ("rome-k1", "rome-k7", "gdas-k1", "gdas-k7")]
     both = "two_inputs_low", "two_inputs_high"
     by_chance = study.kept_rows("baselines")[-1]["accuracy"]
-    gaps = [abs(float(row["loss_alpha"]) - float(row["loss_theta"])) for row in NEW]
-    tops = [7 * float(row["top_alpha_normal"]) for row in EPOCHS if row["epoch"] == "10"]
+    gaps = [abs(float(row["loss_alpha"]) - float(row["loss_theta"])) for row in S0]
+    last = {row["run"]: row for row in EPOCHS if row["run"].startswith("s0-")}
+    tops = [7 * float(row["top_alpha_normal"]) for row in last.values()]
+    places = [float(row["percentile"]) for row in of("s0-rome-k1", EPOCHS)]
+    s0 = [
+        f"free: {pair(k, 'free', 0)}** ({seeds}). Mean free: {pair(k, 'mean_free')}. "
+        f"Mean percentile: {pair(k, 'mean_percentile')}."
+        for k, seeds in (("k1-steps", "seeds 0 and 1"), ("k1", "seed 0"), ("k7", "seed 0"))
+    ]
     for phrase in (
         f"{len(OLD)} searches in NAS-Bench-201",
         f"Spearman {fit(full)}** between",
@@ -72,26 +77,22 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3)",
         f"rate: ROME {mean('rome-k1-rate7', 'spearman', 2)} (n = 3)",
         f"GDAS {mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
-        f"GDAS has {each(GDAS_1, 'free')} free, ROME {each(ROME_1, 'free')}** (seeds 0 and 1)",
-        f"GDAS has {each(GDAS_7, 'free')} free, ROME {each(ROME_7, 'free')}** (seed 0)",
-        f"GDAS {each(GDAS_1, 'percentile', 1)}, ROME {each(ROME_1, 'percentile', 1)}.",
-        f"GDAS {each(GDAS_7, 'percentile', 1)}, ROME {each(ROME_7, 'percentile', 1)}.",
-        f"{each(ROME_1, 'drawn_percentile')} (ROME) and {each(GDAS_1, 'drawn_percentile')} (GDAS) "
-        f"at K = 1, {each(ROME_7, 'drawn_percentile')} and {each(GDAS_7, 'drawn_percentile')} at",
-        f"Spearman {span([float(row['spearman']) for row in NEW], 2)}** (standard error 0.07). "
-        f"Counting parameters has {mean(ROME_7, 'spearman_size', 2)}.",
-        f"K = 7: ROME {each(ROME_7, 'spearman', 2)}, GDAS {each(GDAS_7, 'spearman', 2)};",
-        f"steps: ROME {each(ROME_1, 'spearman', 2)}, GDAS {each(GDAS_1, 'spearman', 2)}.",
+        *s0,
+        f"K = 1, equal steps: {pair('k1-steps', 'drawn_percentile', 0)}; equal passes: "
+        f"{pair('k1', 'drawn_percentile', 0)}. K = 7: {pair('k7', 'drawn_percentile', 0)}.",
+        f"K = 7: {pair('k7', 'spearman', 2)}. K = 1, equal passes: {pair('k1', 'spearman', 2)}; "
+        f"equal steps: {pair('k1-steps', 'spearman', 2)}. "
+        f"Counting parameters has {mean('s0-rome-k7', 'spearman_size', 2)}.",
+        f"percentile, K = 1: {pair('k1', 'percentile')}; K = 7: {pair('k7', 'percentile')})",
         f"probability is {span(tops, 2)} times a uniform",
+        f"percentile goes from {span(places[-10:], 1)}",
         f"differ by at most {max(gaps):.3f},",
-        f"{late(ROME_1)} (ROME, K = 1), {late(ROME_7)} (ROME, K = 7)",
-        f"{late(GDAS_1)} (GDAS, K = 1), {late(GDAS_7)} (GDAS, K = 7)",
+        f"lower loss ({pair('k1', 'loss_theta', 2)}) than K = 7 ({pair('k7', 'loss_theta', 2)})",
     ):
         assert phrase in page
     front = " ".join((study.HERE.parent / "README.md").read_text().split())
-    few = f"K = 1 GDAS's cells have {each(GDAS_1, 'free')} parameter-free ops of 8, ROME's "
-    assert few + f"{each(ROME_1, 'free')}; with K = 7 both have {each(ROME_7, 'free')}" in front
-    assert numbers(ROME_7, "free") == numbers(GDAS_7, "free")
+    few = f"K = 1, with K = 7's steps: {pair('k1-steps', 'free', 0)}; with its passes: "
+    assert few + f"{pair('k1', 'free', 0)}; K = 7: {pair('k7', 'free', 0)}." in front
     for k in "17":
         assert f"K = {k}: {fit([row for row in full if row['samples'] == k])}, n" in results
     assert f"{fit(OLD)} over all {len(OLD)}" in results
