@@ -464,7 +464,7 @@ def draw(runs: list[dict]) -> None:
         panels.setdefault((row["space"], row["images"]), []).append(row)
     size = (0.8 + 3.2 * len(panels), 3)
     fig = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    axes = fig.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, ((space, images), rows) in zip(axes, panels.items()):
         most = max(passes(row) for row in rows)
         for row in rows:

@@ -37,6 +37,11 @@ def span(values, digits):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
+def gaps(runs):
+    """Between the losses of the two halves."""
+    return [abs(float(row["loss_alpha"]) - float(row["loss_theta"])) for row in runs]
+
+
 def fit(runs):
     losses = [float(row["loss_theta"]) for row in runs]
     shares = [float(row["free"]) / float(row["ops"]) for row in runs]
@@ -52,7 +57,8 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
     ranks = [mean(name, "spearman", 2) for name in ("rome-k1", "rome-k7", "gdas-k1", "gdas-k7")]
     both = "two_inputs_low", "two_inputs_high"
     by_chance = study.kept_rows("baselines")[-1]["accuracy"]
-    gaps = [abs(float(row["loss_alpha"]) - float(row["loss_theta"])) for row in S0]
+    few = [row for row in OLD if row["run"][:-1] in ("rome-k1-s", "gdas-k1-s")]
+    gdas, rome = "nb201-gdas-k1", "nb201-rome-k1"  # with all images
     last = {row["run"]: row for row in EPOCHS if row["run"].startswith("s0-")}
     tops = [7 * float(row["top_alpha_normal"]) for row in last.values()]
     places = [float(row["percentile"]) for row in of("s0-rome-k1", EPOCHS)]
@@ -62,9 +68,9 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         for k, seeds in (("k1-steps", "seeds 0 and 1"), ("k1", "seed 0"), ("k7", "seed 0"))
     ]
     for phrase in (
-        f"{len(OLD)} searches in NAS-Bench-201",
-        f"Spearman {fit(full)}** between",
-        f"over {len(full)} full-length runs of {len({row['run'][:-3] for row in full})} arms",
+        f"{len(OLD)} there with 4,000 + 4,000 images",
+        f"Over the {len(full)} full-length runs with few images loss and share have Spearman "
+        f"{fit(full)}:",
         f"ROME {mean('rome-k1', 'accuracy')}% with K = 1 and {mean('rome-k7', 'accuracy')}% with",
         f"{span(numbers('gdas-k1', 'accuracy'), 1)}% with K = 1 and "
         f"{mean('gdas-k7', 'accuracy')}% with K = 7",
@@ -86,13 +92,21 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"percentile, K = 1: {pair('k1', 'percentile')}; K = 7: {pair('k7', 'percentile')})",
         f"probability is {span(tops, 2)} times a uniform",
         f"percentile goes from {span(places[-10:], 1)}",
-        f"differ by at most {max(gaps):.3f},",
+        f"differ by at most {max(gaps(S0)):.3f},",
+        f"free: GDAS {mean(gdas, 'free', 0)} of 6, ROME {mean(rome, 'free', 0)} of 5** (seed 0); "
+        f"{mean(gdas, 'accuracy')} and {mean(rome, 'accuracy')}%. With 4,000 + 4,000, as many "
+        f"steps: {free[1]} and {free[0]} (n = 3 each).",
+        f"by at most {max(gaps(of(gdas, NEW) + of(rome, NEW))):.2f} with all images, by "
+        f"{span(gaps(few), 2)} with few.",
+        f"(n = 1): ROME {mean(rome, 'free', 0)} of 5, GDAS {mean(gdas, 'free', 0)} of 6",
+        f"ROME {mean(rome, 'accuracy')}%, GDAS {mean(gdas, 'accuracy')}% (n = 1)",
+        f"ROME {mean(rome, 'spearman', 2)}, GDAS {mean(gdas, 'spearman', 2)} (n = 1)",
         f"lower loss ({pair('k1', 'loss_theta', 2)}) than K = 7 ({pair('k7', 'loss_theta', 2)})",
     ):
         assert phrase in page
     front = " ".join((study.HERE.parent / "README.md").read_text().split())
-    few = f"K = 1, with K = 7's steps: {pair('k1-steps', 'free', 0)}; with its passes: "
-    assert few + f"{pair('k1', 'free', 0)}; K = 7: {pair('k7', 'free', 0)}." in front
+    short = f"K = 1, with K = 7's steps: {pair('k1-steps', 'free', 0)}; with its passes: "
+    assert short + f"{pair('k1', 'free', 0)}; K = 7: {pair('k7', 'free', 0)}." in front
     for k in "17":
         assert f"K = {k}: {fit([row for row in full if row['samples'] == k])}, n" in results
     assert f"{fit(OLD)} over all {len(OLD)}" in results
