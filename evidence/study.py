@@ -409,17 +409,16 @@ def pages() -> dict:
 
 
 def with_means(runs: list[dict]) -> list[dict]:
-    """Adds means over the second half of a search's epochs: its cell changes with every one."""
+    """Adds means over the second half of a search's epochs, because its cell goes on changing."""
     epochs, rows = kept_rows("epochs"), []
     for row in runs:
         late = [other for other in epochs if other["run"] == row["run"]]
         late = late[len(late) // 2 :]
         free = "parameter_free_cell" if row["space"] == "nb201" else "parameter_free_normal"
-        means = {
-            name: str(statistics.fmean(float(other[column]) for other in late))
-            for name, column in (("mean_free", free), ("mean_percentile", "percentile"))
-        }
-        rows.append(row | means)
+        columns = dict(mean_free=free, mean_percentile="percentile")
+        for name, column in columns.items():
+            row = row | {name: str(statistics.fmean(float(other[column]) for other in late))}
+        rows.append(row)
     return rows
 
 

@@ -57,7 +57,7 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
     ranks = [mean(name, "spearman", 2) for name in ("rome-k1", "rome-k7", "gdas-k1", "gdas-k7")]
     both = "two_inputs_low", "two_inputs_high"
     by_chance = study.kept_rows("baselines")[-1]["accuracy"]
-    few = [row for row in OLD if row["run"][:-1] in ("rome-k1-s", "gdas-k1-s")]
+    few = of("rome-k1", OLD) + of("gdas-k1", OLD)
     gdas, rome = "nb201-gdas-k1", "nb201-rome-k1"  # with all images
     last = {row["run"]: row for row in EPOCHS if row["run"].startswith("s0-")}
     tops = [7 * float(row["top_alpha_normal"]) for row in last.values()]
