@@ -461,19 +461,18 @@ def draw(runs: list[dict]) -> None:
     panels = {}
     for row in runs:
         panels.setdefault((row["space"], row["images"]), []).append(row)
-    size = (0.8 + 3.2 * len(panels), 3)
-    fig = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = fig.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for axis, ((space, images), rows) in zip(axes, panels.items()):
+    fig = matplotlib.figure.Figure(figsize=(7.2, 5.6), facecolor="white", layout="constrained")
+    axes = fig.subplots(2, 2, sharex=True, sharey=True).flat
+    for axis, ((space, images), rows) in zip(axes, panels.items(), strict=True):
         most = max(passes(row) for row in rows)
         for row in rows:
             colour = "#0072B2" if row["method"] == "gdas" else "#D55E00"
             share, full = float(row["free"]) / float(row["ops"]), passes(row) == most
             form = dict(marker="o" if row["samples"] == "1" else "s", edgecolor=colour)
             axis.scatter(float(row["loss_theta"]), share, c=colour if full else "white", **form)
-        title = f"{space}, {images} images, n = {len(rows)}"
-        axis.set(title=title, xlabel="training loss of the supernet", ylim=(-0.05, 1.05))
-    axes[0].set(ylabel="share of parameter-free ops")
+        axis.set(title=f"{space}, {images} images, n = {len(rows)}", ylim=(-0.05, 1.05))
+    fig.supxlabel("training loss of the supernet")
+    fig.supylabel("share of parameter-free ops")
     for name, colour, marker in (("ROME", "#D55E00", "."), ("GDAS", "#0072B2", ".")):
         axes[0].scatter([], [], c=colour, marker=marker, label=name)
     for name, marker in (("K = 1", "o"), ("K = 7", "s")):

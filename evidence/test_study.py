@@ -9,7 +9,7 @@ import study
 SURROGATE = Path(__file__).parents[2] / "shared/data/s0/nb301_v2.onnx"
 OLD, EPOCHS = study.kept_rows("nb201-8000/runs"), study.kept_rows("epochs")
 NEW = study.with_means(study.kept_rows("runs"))
-S0 = [row for row in NEW if row["space"] == "darts"]
+S0, S2 = ([row for row in NEW if row["space"] == space] for space in ("darts", "s2"))
 
 
 def of(arm, rows):
@@ -24,11 +24,11 @@ def mean(arm, column, digits=1):
     return f"{fmean(numbers(arm, column)):.{digits}f}"
 
 
-def pair(k, column, digits=1):
-    """The values of both methods in S0, seed by seed."""
+def pair(k, column, digits=1, space="s0"):
+    """The values of both methods, seed by seed."""
     texts = []
     for method in ("gdas", "rome"):
-        values = [f"{value:.{digits}f}" for value in numbers(f"s0-{method}-{k}", column)]
+        values = [f"{value:.{digits}f}" for value in numbers(f"{space}-{method}-{k}", column)]
         texts.append(f"{method.upper()} {' and '.join(values)}")
     return ", ".join(texts)
 
@@ -37,9 +37,19 @@ def span(values, digits):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
+def both_k(space, column, digits=1):
+    return ". ".join(f"K = {k}: {pair(f'k{k}', column, digits, space)}" for k in "17")
+
+
 def gaps(runs):
     """Between the losses of the two halves."""
     return [abs(float(row["loss_alpha"]) - float(row["loss_theta"])) for row in runs]
+
+
+def times_uniform(space, ops):
+    """The largest probability of alpha in the last epoch of the runs of a space."""
+    last = {row["run"]: row for row in EPOCHS if row["run"].startswith(space)}
+    return span([ops * float(row["top_alpha_normal"]) for row in last.values()], 2)
 
 
 def fit(runs):
@@ -59,14 +69,7 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
     by_chance = study.kept_rows("baselines")[-1]["accuracy"]
     few = of("rome-k1", OLD) + of("gdas-k1", OLD)
     gdas, rome = "nb201-gdas-k1", "nb201-rome-k1"  # with all images
-    last = {row["run"]: row for row in EPOCHS if row["run"].startswith("s0-")}
-    tops = [7 * float(row["top_alpha_normal"]) for row in last.values()]
     places = [float(row["percentile"]) for row in of("s0-rome-k1", EPOCHS)]
-    s0 = [
-        f"free: {pair(k, 'free', 0)}** ({seeds}). Mean free: {pair(k, 'mean_free')}. "
-        f"Mean percentile: {pair(k, 'mean_percentile')}."
-        for k, seeds in (("k1-steps", "seeds 0 and 1"), ("k1", "seed 0"), ("k7", "seed 0"))
-    ]
     for phrase in (
         f"{len(OLD)} there with 4,000 + 4,000 images",
         f"Over the {len(full)} full-length runs with few images loss and share have Spearman "
@@ -83,16 +86,24 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3)",
         f"rate: ROME {mean('rome-k1-rate7', 'spearman', 2)} (n = 3)",
         f"GDAS {mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
-        *s0,
+        f"free: {pair('k1-steps', 'free', 0)}** (seeds 0 and 1). Mean free: "
+        f"{pair('k1-steps', 'mean_free')}. Mean percentile: {pair('k1-steps', 'mean_percentile')}.",
+        *[
+            f"{space.upper()}, equal passes, free. {both_k(space, 'free', 0)}** (seed 0). "
+            f"Mean free. {both_k(space, 'mean_free')}. "
+            f"Mean percentile. {both_k(space, 'mean_percentile')}."
+            for space in ("s0", "s2")
+        ],
         f"K = 1, equal steps: {pair('k1-steps', 'drawn_percentile', 0)}; equal passes: "
         f"{pair('k1', 'drawn_percentile', 0)}. K = 7: {pair('k7', 'drawn_percentile', 0)}.",
         f"K = 7: {pair('k7', 'spearman', 2)}. K = 1, equal passes: {pair('k1', 'spearman', 2)}; "
         f"equal steps: {pair('k1-steps', 'spearman', 2)}. "
         f"Counting parameters has {mean('s0-rome-k7', 'spearman_size', 2)}.",
         f"percentile, K = 1: {pair('k1', 'percentile')}; K = 7: {pair('k7', 'percentile')})",
-        f"probability is {span(tops, 2)} times a uniform",
+        f"probability is {times_uniform('s0', 7)} times a uniform one in S0, "
+        f"{times_uniform('s2', 2)} in S2",
         f"percentile goes from {span(places[-10:], 1)}",
-        f"differ by at most {max(gaps(S0)):.3f},",
+        f"differ by at most {max(gaps(S0)):.3f} in S0 and {max(gaps(S2)):.3f} in S2,",
         f"free: GDAS {mean(gdas, 'free', 0)} of 6, ROME {mean(rome, 'free', 0)} of 5** (seed 0); "
         f"{mean(gdas, 'accuracy')} and {mean(rome, 'accuracy')}%. With 4,000 + 4,000, as many "
         f"steps: {free[1]} and {free[0]} (n = 3 each).",
@@ -101,12 +112,18 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"(n = 1): ROME {mean(rome, 'free', 0)} of 5, GDAS {mean(gdas, 'free', 0)} of 6",
         f"ROME {mean(rome, 'accuracy')}%, GDAS {mean(gdas, 'accuracy')}% (n = 1)",
         f"ROME {mean(rome, 'spearman', 2)}, GDAS {mean(gdas, 'spearman', 2)} (n = 1)",
-        f"lower loss ({pair('k1', 'loss_theta', 2)}) than K = 7 ({pair('k7', 'loss_theta', 2)})",
+        f"S0. {both_k('s0', 'loss_theta', 2)}. S2. {both_k('s2', 'loss_theta', 2)}.",
+        f"percentile, K = 1: {pair('k1', 'percentile', 1, 's2')}; "
+        f"K = 7: {pair('k7', 'percentile', 1, 's2')})",
+        f"drawn cells, K = 1: {pair('k1', 'drawn_percentile', 0, 's2')}; "
+        f"K = 7: {pair('k7', 'drawn_percentile', 0, 's2')}.",
     ):
         assert phrase in page
     front = " ".join((study.HERE.parent / "README.md").read_text().split())
-    short = f"K = 1, with K = 7's steps: {pair('k1-steps', 'free', 0)}; with its passes: "
-    assert short + f"{pair('k1', 'free', 0)}; K = 7: {pair('k7', 'free', 0)}." in front
+    s0 = f"K = 1, K = 7's steps: {pair('k1-steps', 'free', 0)}; its passes: "
+    s0 += f"{pair('k1', 'free', 0)}; K = 7: {pair('k7', 'free', 0)}."
+    s2 = f"K = 1: {pair('k1', 'free', 0, 's2')}; K = 7: {pair('k7', 'free', 0, 's2')}."
+    assert f"S0, {s0} S2, {s2}" in front
     for k in "17":
         assert f"K = {k}: {fit([row for row in full if row['samples'] == k])}, n" in results
     assert f"{fit(OLD)} over all {len(OLD)}" in results
