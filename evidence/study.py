@@ -49,20 +49,25 @@ CELLS, IMAGES = 200, 2000  # of a measurement
 SHORT = "--image-size 16 --channels 8 --cells 8 --batch-size 32 --alpha-lr 1.5e-3"
 NB201 = "--space nb201 --image-size 16 --channels 8 --cells 1 --batch-size 32 --epochs 175"
 ARMS = {
-    "s0-rome-k7": f"--space darts --method rome-v2 --samples 7 --epochs 10 {SHORT}",
-    "s0-rome-k1": f"--space darts --method rome-v2 --samples 1 --epochs 70 {SHORT}",
-    "s0-rome-k1-steps": f"--space darts --method rome-v2 --samples 1 --epochs 10 {SHORT}",
-    "s0-gdas-k7": f"--space darts --method gdas --samples 7 --epochs 10 {SHORT}",
-    "s0-gdas-k1": f"--space darts --method gdas --samples 1 --epochs 70 {SHORT}",
     "s0-gdas-k1-steps": f"--space darts --method gdas --samples 1 --epochs 10 {SHORT}",
-    "s2-rome-k7": f"--space s2 --method rome-v2 --samples 7 --epochs 10 {SHORT}",
+    "s0-rome-k1-steps": f"--space darts --method rome-v2 --samples 1 --epochs 10 {SHORT}",
+    "s0-gdas-k1": f"--space darts --method gdas --samples 1 --epochs 70 {SHORT}",
+    "s0-rome-k1": f"--space darts --method rome-v2 --samples 1 --epochs 70 {SHORT}",
+    "s0-gdas-k7": f"--space darts --method gdas --samples 7 --epochs 10 {SHORT}",
+    "s0-rome-k7": f"--space darts --method rome-v2 --samples 7 --epochs 10 {SHORT}",
+    "s2-gdas-k1": f"--space s2 --method gdas --samples 1 --epochs 70 {SHORT}",
     "s2-rome-k1": f"--space s2 --method rome-v2 --samples 1 --epochs 70 {SHORT}",
     "s2-gdas-k7": f"--space s2 --method gdas --samples 7 --epochs 10 {SHORT}",
-    "s2-gdas-k1": f"--space s2 --method gdas --samples 1 --epochs 70 {SHORT}",
+    "s2-rome-k7": f"--space s2 --method rome-v2 --samples 7 --epochs 10 {SHORT}",
     # All 50,000 images: can a supernet that sees each image 175 times do without overfitting?
-    "nb201-rome-k1": f"{NB201} --method rome-v2 --samples 1",
     "nb201-gdas-k1": f"{NB201} --method gdas --samples 1",
+    "nb201-rome-k1": f"{NB201} --method rome-v2 --samples 1",
 }
+
+
+def arm_of(run: str) -> str:
+    """The arm in ARM-sSEED, the name of a run."""
+    return run.rpartition("-s")[0]
 
 
 def images(options) -> int:
@@ -245,13 +250,14 @@ def collect(options) -> int:
             print(f"{folder.name}: {len(judge.cells)} cells in its supernet", flush=True)
             runs.append(summary(rows[-1], settings) | measure(folder, settings, judge))
         write("epochs", epochs)
-        write("runs", sorted(runs, key=lambda row: row["run"]))
+        runs.sort(key=lambda row: (list(ARMS).index(arm_of(row["run"])), row["run"]))
+        write("runs", runs)
     return 0
 
 
 def check(folder: Path, settings: dict) -> None:
     """ValueError unless the run has the settings of the arm in its name."""
-    arm = folder.name.rpartition("-s")[0]
+    arm = arm_of(folder.name)
     if arm not in ARMS:
         raise ValueError(f"{folder}: there is no arm {arm}; a run's folder is called ARM-sSEED")
     wanted = train.configure("search", words_of(arm, 0, "", ""))
@@ -370,19 +376,18 @@ def write(name: str, rows: list[dict]) -> None:
 # 4. The pages' tables and the figure
 
 COLUMNS = {  # heading: column of runs.csv, digits
-    "accuracy %": ("accuracy", 2),
-    "percentile": ("percentile", 1),
-    "mean percentile": ("mean_percentile", 1),
-    "two inputs: worst": ("two_inputs_low", 2),
-    "best": ("two_inputs_high", 2),
-    "free ops": ("free", 1),
+    "free": ("free", 1),
     "mean free": ("mean_free", 1),
     "reduction": ("free_reduce", 1),
+    "percentile": ("percentile", 1),
+    "mean percentile": ("mean_percentile", 1),
+    "drawn, percentile": ("drawn_percentile", 1),
+    "accuracy %": ("accuracy", 2),
+    "two inputs: worst": ("two_inputs_low", 2),
+    "best": ("two_inputs_high", 2),
+    "drawn %": ("drawn", 2),
     "loss": ("loss_theta", 2),
     "Spearman": ("spearman", 2),
-    "drawn %": ("drawn", 2),
-    "drawn, percentile": ("drawn_percentile", 1),
-    "hours": ("hours", 1),
 }
 
 
@@ -423,10 +428,10 @@ def with_means(runs: list[dict]) -> list[dict]:
 
 
 def table(runs: list[dict], by_chance: list[dict]) -> str:
-    """Finished runs, averaged over the seeds of an arm, and the baselines; no empty columns."""
+    """Finished runs, a line an arm, and the baselines; no empty columns."""
     lines, arms = [], {}
     for row in runs:
-        arms.setdefault(row["run"].rpartition("-s")[0], []).append(row)
+        arms.setdefault(arm_of(row["run"]), []).append(row)
     for arm, rows in arms.items():
         values = [
             show([row.get(name) for row in rows], digits) for name, digits in COLUMNS.values()
@@ -442,14 +447,16 @@ def table(runs: list[dict], by_chance: list[dict]) -> str:
 
 
 def show(values: list, digits: int) -> str:
-    """Mean ± sample deviation (n - 1); one value alone; nothing if a value is missing."""
+    """One or two values, or the mean ± sample deviation (n - 1); nothing if a value is missing."""
     if not all(values):
         return ""
     values = [float(value) for value in values]
+    if len(values) < 3:
+        return ", ".join(f"{value:.{digits}f}" for value in values)
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(set(values)) > 1:
         return f"{mean} ± {statistics.stdev(values):.{digits}f}"
-    return f"{mean}, {len(values)} times" if len(values) > 1 else mean
+    return f"{mean}, {len(values)} times"
 
 
 def draw(runs: list[dict]) -> None:

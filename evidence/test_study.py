@@ -13,7 +13,7 @@ S0, S2 = ([row for row in NEW if row["space"] == space] for space in ("darts", "
 
 
 def of(arm, rows):
-    return [row for row in rows if row["run"].rpartition("-s")[0] == arm]
+    return [row for row in rows if study.arm_of(row["run"]) == arm]
 
 
 def numbers(arm, *columns):
@@ -24,21 +24,34 @@ def mean(arm, column, digits=1):
     return f"{fmean(numbers(arm, column)):.{digits}f}"
 
 
-def pair(k, column, digits=1, space="s0"):
-    """The values of both methods, seed by seed."""
+def listed(arm, column, digits):
+    """The values of an arm, seed by seed."""
+    return " and ".join(f"{value:.{digits}f}" for value in numbers(arm, column))
+
+
+def free(space, k):
+    gdas, rome = (listed(f"{space}-{method}-{k}", "free", 0) for method in ("gdas", "rome"))
+    return f"GDAS {gdas}, ROME {rome}"
+
+
+def both_k(space, column, digits=1):
+    """The values of both methods, with K = 1 and with K = 7."""
     texts = []
     for method in ("gdas", "rome"):
-        values = [f"{value:.{digits}f}" for value in numbers(f"{space}-{method}-{k}", column)]
+        values = [listed(f"{space}-{method}-k{k}", column, digits) for k in "17"]
         texts.append(f"{method.upper()} {' and '.join(values)}")
     return ", ".join(texts)
 
 
+def leads(runs, column):
+    """What GDAS has more than ROME in each pair of searches, from least to most."""
+    values = {row["run"]: float(row[column]) for row in runs}
+    pairs = [(run, run.replace("rome", "gdas")) for run in values if "rome" in run]
+    return sorted(values[gdas] - values[rome] for rome, gdas in pairs if gdas in values)
+
+
 def span(values, digits):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-
-
-def both_k(space, column, digits=1):
-    return ". ".join(f"K = {k}: {pair(f'k{k}', column, digits, space)}" for k in "17")
 
 
 def gaps(runs):
@@ -63,66 +76,64 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         assert path.read_text() == text
     page, results = (" ".join(path.read_text().split()) for path in study.pages())
     full = [row for row in OLD if "-50" not in row["run"]]
-    free = [mean(name, "free") for name in ("rome-k1", "gdas-k1", "rome-k7")]
-    ranks = [mean(name, "spearman", 2) for name in ("rome-k1", "rome-k7", "gdas-k1", "gdas-k7")]
-    both = "two_inputs_low", "two_inputs_high"
-    by_chance = study.kept_rows("baselines")[-1]["accuracy"]
     few = of("rome-k1", OLD) + of("gdas-k1", OLD)
     gdas, rome = "nb201-gdas-k1", "nb201-rome-k1"  # with all images
-    places = [float(row["percentile"]) for row in of("s0-rome-k1", EPOCHS)]
+    places = [float(row["percentile"]) for row in EPOCHS if row["run"] == "s0-rome-k1-s0"]
+    more, more_s2 = leads(S0, "mean_free"), leads(S2, "mean_free")
+    better, better_s2 = leads(S0, "mean_percentile"), leads(S2, "mean_percentile")
+    drawn, drawn_s2 = leads(S0, "drawn_percentile"), leads(S2, "drawn_percentile")
     for phrase in (
         f"{len(OLD)} there with 4,000 + 4,000 images",
+        f"steps: GDAS has {listed('s0-gdas-k1-steps', 'free', 0)} free, ROME "
+        f"{listed('s0-rome-k1-steps', 'free', 0)}**",
+        f"S0, equal passes. K = 1: {free('s0', 'k1')}. K = 7: {free('s0', 'k7')}**",
+        f"S2, equal passes. K = 1: {free('s2', 'k1')}. K = 7: {free('s2', 'k7')}**",
+        f"ROME has {mean('rome-k1', 'accuracy')}% with K = 1 and {mean('rome-k7', 'accuracy')}% "
+        f"with K = 7**, GDAS {span(numbers('gdas-k1', 'accuracy'), 1)}% and "
+        f"{mean('gdas-k7', 'accuracy')}% (3 seeds each)",
+        f"GDAS has {mean(gdas, 'free', 0)} free of 6, ROME {mean(rome, 'free', 0)} of 5**",
+        f"as many steps they have {mean('gdas-k1', 'free')} and {mean('rome-k1', 'free')}.",
+        f"differ by at most {max(gaps(of(gdas, NEW) + of(rome, NEW))):.2f} with all images, by "
+        f"{span(gaps(few), 2)} with few.",
         f"Over the {len(full)} full-length runs with few images loss and share have Spearman "
         f"{fit(full)}:",
-        f"ROME {mean('rome-k1', 'accuracy')}% with K = 1 and {mean('rome-k7', 'accuracy')}% with",
-        f"{span(numbers('gdas-k1', 'accuracy'), 1)}% with K = 1 and "
-        f"{mean('gdas-k7', 'accuracy')}% with K = 7",
-        f"{span(numbers('gdas-k7', *both), 1)}% (K = 7) and "
-        f"{span(numbers('gdas-k1', *both), 1)}% (K = 1)",
-        f"A random cell of ROME's space has {float(by_chance):.1f}%",
-        f"K = 1: ROME {free[0]} of 5, GDAS {free[1]} of 6. K = 7: ROME {free[2]} of 5,",
-        f"counting parameters has ({mean('rome-k7', 'spearman_size', 2)})",
-        f"ROME {ranks[0]} with K = 1 and {ranks[1]} with K = 7, GDAS {ranks[2]} and {ranks[3]}",
-        f"ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3)",
-        f"rate: ROME {mean('rome-k1-rate7', 'spearman', 2)} (n = 3)",
-        f"GDAS {mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
-        f"free: {pair('k1-steps', 'free', 0)}** (seeds 0 and 1). Mean free: "
-        f"{pair('k1-steps', 'mean_free')}. Mean percentile: {pair('k1-steps', 'mean_percentile')}.",
-        *[
-            f"{space.upper()}, equal passes, free. {both_k(space, 'free', 0)}** (seed 0). "
-            f"Mean free. {both_k(space, 'mean_free')}. "
-            f"Mean percentile. {both_k(space, 'mean_percentile')}."
-            for space in ("s0", "s2")
-        ],
-        f"K = 1, equal steps: {pair('k1-steps', 'drawn_percentile', 0)}; equal passes: "
-        f"{pair('k1', 'drawn_percentile', 0)}. K = 7: {pair('k7', 'drawn_percentile', 0)}.",
-        f"K = 7: {pair('k7', 'spearman', 2)}. K = 1, equal passes: {pair('k1', 'spearman', 2)}; "
-        f"equal steps: {pair('k1-steps', 'spearman', 2)}. "
-        f"Counting parameters has {mean('s0-rome-k7', 'spearman_size', 2)}.",
-        f"percentile, K = 1: {pair('k1', 'percentile')}; K = 7: {pair('k7', 'percentile')})",
+        f"| S0, {len(more)} pairs | GDAS's mean free is higher in {len(more)} of {len(more)}, by "
+        f"{span(more, 1)};",
+        f"has more in {sum(lead > 0 for lead in leads(S0, 'free'))} of {len(more)} |",
+        f"higher in 2 of 2, by {more_s2[0]:.1f} and {more_s2[1]:.1f} (",
+        f"K = 1: GDAS {mean('gdas-k1', 'free')} of 6, ROME {mean('rome-k1', 'free')} of 5. "
+        f"K = 7: GDAS {mean('gdas-k7', 'free')} of 6, ROME {mean('rome-k7', 'free')} of 5 |",
+        f"K = 1: GDAS {mean(gdas, 'free', 0)} of 6, ROME {mean(rome, 'free', 0)} of 5 |",
+        f"K = 1 and K = 7: {both_k('s0', 'mean_percentile')} |",
+        f"| {both_k('s2', 'mean_percentile')} |",
+        f"rate has ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3), GDAS "
+        f"{mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
+        f"K = 1 has GDAS {mean(gdas, 'accuracy')}%, ROME {mean(rome, 'accuracy')}%:",
+        f"higher in {len(better)} of {len(better)}, by "
+        f"{', '.join(f'{-lead:.0f}' for lead in better[:0:-1])} and {-better[0]:.0f} points; that "
+        f"of cells drawn from p(z) in {len(drawn)} of {len(drawn)}, by {-drawn[-1]:.0f} to "
+        f"{-drawn[0]:.0f} |",
+        f"2 of 2, by {-better_s2[1]:.0f} and {-better_s2[0]:.0f}; drawn cells by "
+        f"{-drawn_s2[1]:.0f} and {-drawn_s2[0]:.0f} |",
+        f"K = 7: {both_k('s0', 'spearman', 2)}. Counting parameters has "
+        f"{mean('s0-rome-k7', 'spearman_size', 2)} |",
+        f"GDAS {mean('gdas-k1', 'spearman', 2)} and {mean('gdas-k7', 'spearman', 2)}, ROME "
+        f"{mean('rome-k1', 'spearman', 2)} and {mean('rome-k7', 'spearman', 2)}. K = 1 at seven "
+        f"times the rate: GDAS {mean('gdas-k1-rate7', 'spearman', 2)} (n = 1), ROME "
+        f"{mean('rome-k1-rate7', 'spearman', 2)}. Counting parameters has "
+        f"{mean('rome-k7', 'spearman_size', 2)} |",
+        f"K = 1: GDAS {mean(gdas, 'spearman', 2)}, ROME {mean(rome, 'spearman', 2)} |",
+        f"percentile goes from {span(places[-10:], 1)}.",
         f"probability is {times_uniform('s0', 7)} times a uniform one in S0, "
         f"{times_uniform('s2', 2)} in S2",
-        f"percentile goes from {span(places[-10:], 1)}",
         f"differ by at most {max(gaps(S0)):.3f} in S0 and {max(gaps(S2)):.3f} in S2,",
-        f"free: GDAS {mean(gdas, 'free', 0)} of 6, ROME {mean(rome, 'free', 0)} of 5** (seed 0); "
-        f"{mean(gdas, 'accuracy')} and {mean(rome, 'accuracy')}%. With 4,000 + 4,000, as many "
-        f"steps: {free[1]} and {free[0]} (n = 3 each).",
-        f"by at most {max(gaps(of(gdas, NEW) + of(rome, NEW))):.2f} with all images, by "
-        f"{span(gaps(few), 2)} with few.",
-        f"(n = 1): ROME {mean(rome, 'free', 0)} of 5, GDAS {mean(gdas, 'free', 0)} of 6",
-        f"ROME {mean(rome, 'accuracy')}%, GDAS {mean(gdas, 'accuracy')}% (n = 1)",
-        f"ROME {mean(rome, 'spearman', 2)}, GDAS {mean(gdas, 'spearman', 2)} (n = 1)",
-        f"S0. {both_k('s0', 'loss_theta', 2)}. S2. {both_k('s2', 'loss_theta', 2)}.",
-        f"percentile, K = 1: {pair('k1', 'percentile', 1, 's2')}; "
-        f"K = 7: {pair('k7', 'percentile', 1, 's2')})",
-        f"drawn cells, K = 1: {pair('k1', 'drawn_percentile', 0, 's2')}; "
-        f"K = 7: {pair('k7', 'drawn_percentile', 0, 's2')}.",
     ):
         assert phrase in page
+    assert more[0] > 0 > better[-1] and drawn[-1] < 0  # "in 4 of 4"
     front = " ".join((study.HERE.parent / "README.md").read_text().split())
-    s0 = f"K = 1, K = 7's steps: {pair('k1-steps', 'free', 0)}; its passes: "
-    s0 += f"{pair('k1', 'free', 0)}; K = 7: {pair('k7', 'free', 0)}."
-    s2 = f"K = 1: {pair('k1', 'free', 0, 's2')}; K = 7: {pair('k7', 'free', 0, 's2')}."
+    s0 = f"K = 1, equal steps: {free('s0', 'k1-steps')}; equal passes: "
+    s0 += f"{free('s0', 'k1')}; K = 7: {free('s0', 'k7')}."
+    s2 = f"K = 1: {free('s2', 'k1')}; K = 7: {free('s2', 'k7')}."
     assert f"S0, {s0} S2, {s2}" in front
     for k in "17":
         assert f"K = {k}: {fit([row for row in full if row['samples'] == k])}, n" in results
