@@ -50,6 +50,11 @@ def leads(runs, column):
     return sorted(values[gdas] - values[rome] for rome, gdas in pairs if gdas in values)
 
 
+def worse(runs):
+    """In how many pairs the last cell of GDAS is worse."""
+    return sum(lead < 0 for lead in leads(runs, "percentile"))
+
+
 def span(values, digits):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
@@ -112,9 +117,9 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"higher in {len(better)} of {len(better)}, by "
         f"{', '.join(f'{-lead:.0f}' for lead in better[:0:-1])} and {-better[0]:.0f} points; that "
         f"of cells drawn from p(z) in {len(drawn)} of {len(drawn)}, by {-drawn[-1]:.0f} to "
-        f"{-drawn[0]:.0f} |",
+        f"{-drawn[0]:.0f}; its last cell is better in {worse(S0)} of {len(drawn)} |",
         f"2 of 2, by {-better_s2[1]:.0f} and {-better_s2[0]:.0f}; drawn cells by "
-        f"{-drawn_s2[1]:.0f} and {-drawn_s2[0]:.0f} |",
+        f"{-drawn_s2[1]:.0f} and {-drawn_s2[0]:.0f}; the last cell in {worse(S2)} of 2 |",
         f"K = 7: {both_k('s0', 'spearman', 2)}. Counting parameters has "
         f"{mean('s0-rome-k7', 'spearman_size', 2)} |",
         f"GDAS {mean('gdas-k1', 'spearman', 2)} and {mean('gdas-k7', 'spearman', 2)}, ROME "
