@@ -26,21 +26,17 @@ def mean(arm, column, digits=1):
 
 def listed(arm, column, digits):
     """The values of an arm, seed by seed."""
-    return " and ".join(f"{value:.{digits}f}" for value in numbers(arm, column))
+    *first, last = [f"{value:.{digits}f}" for value in numbers(arm, column)]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def free(space, k):
-    gdas, rome = (listed(f"{space}-{method}-{k}", "free", 0) for method in ("gdas", "rome"))
+def methods(space, k, column="free", digits=0):
+    gdas, rome = (listed(f"{space}-{method}-{k}", column, digits) for method in ("gdas", "rome"))
     return f"GDAS {gdas}, ROME {rome}"
 
 
-def both_k(space, column, digits=1):
-    """The values of both methods, with K = 1 and with K = 7."""
-    texts = []
-    for method in ("gdas", "rome"):
-        values = [listed(f"{space}-{method}-k{k}", column, digits) for k in "17"]
-        texts.append(f"{method.upper()} {' and '.join(values)}")
-    return ", ".join(texts)
+def both_k(space, column="free", digits=0):
+    return ". ".join(f"K = {k}: {methods(space, f'k{k}', column, digits)}" for k in "17")
 
 
 def leads(runs, column):
@@ -91,8 +87,8 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"{len(OLD)} there with 4,000 + 4,000 images",
         f"steps: GDAS has {listed('s0-gdas-k1-steps', 'free', 0)} free, ROME "
         f"{listed('s0-rome-k1-steps', 'free', 0)}**",
-        f"S0, equal passes. K = 1: {free('s0', 'k1')}. K = 7: {free('s0', 'k7')}**",
-        f"S2, equal passes. K = 1: {free('s2', 'k1')}. K = 7: {free('s2', 'k7')}**",
+        f"S0, equal passes. {both_k('s0')}**",
+        f"S2, equal passes. {both_k('s2')}**",
         f"ROME has {mean('rome-k1', 'accuracy')}% with K = 1 and {mean('rome-k7', 'accuracy')}% "
         f"with K = 7**, GDAS {span(numbers('gdas-k1', 'accuracy'), 1)}% and "
         f"{mean('gdas-k7', 'accuracy')}% (3 seeds each)",
@@ -109,8 +105,9 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"K = 1: GDAS {mean('gdas-k1', 'free')} of 6, ROME {mean('rome-k1', 'free')} of 5. "
         f"K = 7: GDAS {mean('gdas-k7', 'free')} of 6, ROME {mean('rome-k7', 'free')} of 5 |",
         f"K = 1: GDAS {mean(gdas, 'free', 0)} of 6, ROME {mean(rome, 'free', 0)} of 5 |",
-        f"K = 1 and K = 7: {both_k('s0', 'mean_percentile')} |",
-        f"| {both_k('s2', 'mean_percentile')} |",
+        f"{listed('s0-rome-k7', 'mean_free', 1)} with K = 7",
+        f"mean percentile. {both_k('s0', 'mean_percentile', 1)} |",
+        f"| {both_k('s2', 'mean_percentile', 1)} |",
         f"rate has ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3), GDAS "
         f"{mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
         f"K = 1 has GDAS {mean(gdas, 'accuracy')}%, ROME {mean(rome, 'accuracy')}%:",
@@ -120,7 +117,7 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"{-drawn[0]:.0f}; its last cell is better in {worse(S0)} of {len(drawn)} |",
         f"2 of 2, by {-better_s2[1]:.0f} and {-better_s2[0]:.0f}; drawn cells by "
         f"{-drawn_s2[1]:.0f} and {-drawn_s2[0]:.0f}; the last cell in {worse(S2)} of 2 |",
-        f"K = 7: {both_k('s0', 'spearman', 2)}. Counting parameters has "
+        f"equal passes. {both_k('s0', 'spearman', 2)}. Counting parameters has "
         f"{mean('s0-rome-k7', 'spearman_size', 2)} |",
         f"GDAS {mean('gdas-k1', 'spearman', 2)} and {mean('gdas-k7', 'spearman', 2)}, ROME "
         f"{mean('rome-k1', 'spearman', 2)} and {mean('rome-k7', 'spearman', 2)}. K = 1 at seven "
@@ -136,10 +133,8 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         assert phrase in page
     assert more[0] > 0 > better[-1] and drawn[-1] < 0  # "in 4 of 4"
     front = " ".join((study.HERE.parent / "README.md").read_text().split())
-    s0 = f"K = 1, equal steps: {free('s0', 'k1-steps')}; equal passes: "
-    s0 += f"{free('s0', 'k1')}; K = 7: {free('s0', 'k7')}."
-    s2 = f"K = 1: {free('s2', 'k1')}; K = 7: {free('s2', 'k7')}."
-    assert f"S0, {s0} S2, {s2}" in front
+    s0 = f"equal steps, K = 1: {methods('s0', 'k1-steps')}. Equal passes. {both_k('s0')}."
+    assert f"S0, {s0} S2. {both_k('s2')}." in front
     for k in "17":
         assert f"K = {k}: {fit([row for row in full if row['samples'] == k])}, n" in results
     assert f"{fit(OLD)} over all {len(OLD)}" in results
