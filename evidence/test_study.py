@@ -131,7 +131,7 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"differ by at most {max(gaps(S0)):.3f} in S0 and {max(gaps(S2)):.3f} in S2,",
     ):
         assert phrase in page
-    assert more[0] > 0 > better[-1] and drawn[-1] < 0  # "in 4 of 4"
+    assert more[0] > 0 > better[-1] and drawn[-1] < 0  # "higher in 5 of 5"
     front = " ".join((study.HERE.parent / "README.md").read_text().split())
     s0 = f"equal steps, K = 1: {methods('s0', 'k1-steps')}. Equal passes. {both_k('s0')}."
     assert f"S0, {s0} S2. {both_k('s2')}." in front
