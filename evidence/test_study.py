@@ -43,7 +43,7 @@ def both_k(space, column="free", digits=0):
     return ". ".join(f"K = {k}: {methods(space, f'k{k}', column, digits)}" for k in "17")
 
 
-def leads(runs, column, method="gdas"):
+def leads(runs, column, method="rome"):
     """How much more a method has than the other in each pair of searches, from least to most."""
     values = {row["run"]: float(row[column]) for row in runs}
     other = "rome" if method == "gdas" else "gdas"
@@ -51,8 +51,10 @@ def leads(runs, column, method="gdas"):
     return sorted(values[one] - values[two] for one, two in pairs if two in values)
 
 
-def wins(differences):
-    return sum(difference > 0 for difference in differences)
+def won(runs, column, method="rome"):
+    """In how many of the pairs a method has more than the other."""
+    differences = leads(runs, column, method)
+    return f"{sum(difference > 0 for difference in differences)} of {len(differences)}"
 
 
 def span(values, digits):
@@ -86,12 +88,11 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
     places = [float(row["percentile"]) for row in EPOCHS if row["run"] == "s0-rome-k1-s0"]
     steps = [row for row in S0 if "steps" in row["run"]]
     passes = [row for row in S0 if "steps" not in row["run"]]
-    groups = steps, passes, S2
-    more, _, more_s2 = (leads(runs, "mean_free") for runs in groups)
-    free, free_passes, _ = (wins(leads(runs, "free")) for runs in groups)
-    better, better_passes, better_s2 = (leads(runs, "mean_percentile", "rome") for runs in groups)
-    drawn, drawn_passes, drawn_s2 = (leads(runs, "drawn_percentile", "rome") for runs in groups)
-    last, last_passes, last_s2 = (wins(leads(runs, "percentile", "rome")) for runs in groups)
+    more, more_s2 = (leads(runs, "mean_free", "gdas") for runs in (steps, S2))
+    better, better_s2 = (leads(runs, "mean_percentile") for runs in (steps, S2))
+    drawn, drawn_passes, drawn_s2 = (
+        leads(runs, "drawn_percentile") for runs in (steps, passes, S2)
+    )
     for phrase in (
         f"{len(OLD)} there with 4,000 + 4,000 images",
         f"steps: GDAS has {listed('s0-gdas-k1-steps', 'free', 0)} free, ROME "
@@ -107,12 +108,14 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"{span(gaps(few), 2)} with few.",
         f"Over the {len(full)} full-length runs with few images loss and share have Spearman "
         f"{fit(full)}:",
-        f"| S0, equal steps, K = 1, {len(more)} pairs | GDAS's mean free is higher in {wins(more)} "
-        f"of 3, by {span(more, 1)}; its last cell has more in {free} of 3 |",
-        f"| S0, equal passes, {len(better_passes)} pairs | mean free. "
-        f"{both_k('s0', 'mean_free', 1)}. GDAS's last cell has more in {free_passes} of "
-        "3 |",
-        f"higher in 2 of 2, by {joined(more_s2, 1)} (",
+        f"| S0, equal steps, K = 1, {len(more)} pairs | GDAS's mean free is higher in "
+        f"{won(steps, 'mean_free', 'gdas')}, by {span(more, 1)}; its last cell has more in "
+        f"{won(steps, 'free', 'gdas')} |",
+        f"| S0, equal passes, {len(drawn_passes)} pairs | mean free. "
+        f"{both_k('s0', 'mean_free', 1)}. GDAS's last cell has more in "
+        f"{won(passes, 'free', 'gdas')} |",
+        f"| S2, {len(more_s2)} pairs | the mean is higher in {won(S2, 'mean_free', 'gdas')}, by "
+        f"{joined(more_s2, 1)} (",
         f"K = 1: GDAS {mean('gdas-k1', 'free')} of 6, ROME {mean('rome-k1', 'free')} of 5. "
         f"K = 7: GDAS {mean('gdas-k7', 'free')} of 6, ROME {mean('rome-k7', 'free')} of 5 |",
         f"K = 1: GDAS {mean(gdas, 'free', 0)} of 6, ROME {mean(rome, 'free', 0)} of 5 |",
@@ -121,13 +124,14 @@ def test_the_pages_have_the_numbers_of_the_csv_files():
         f"rate has ROME {mean('rome-k1-rate7', 'accuracy')}% (n = 3), GDAS "
         f"{mean('gdas-k1-rate7', 'accuracy')}% (n = 1)",
         f"K = 1 has GDAS {mean(gdas, 'accuracy')}%, ROME {mean(rome, 'accuracy')}%:",
-        f"higher in {wins(better)} of 3, by {joined(better, 0)} points; its last cell is better "
-        f"in {last} of 3, cells drawn from p(z) in {wins(drawn)} of 3, by {span(drawn, 0)} |",
-        f"the mean in {wins(better_passes)} of 3 (values: see Table 5 above), the last cell in "
-        f"{last_passes} of 3; drawn cells in {wins(drawn_passes)} of 3, by "
+        f"higher in {won(steps, 'mean_percentile')}, by {joined(better, 0)} points; its last cell "
+        f"is better in {won(steps, 'percentile')}, cells drawn from p(z) in "
+        f"{won(steps, 'drawn_percentile')}, by {span(drawn, 0)} |",
+        f"the mean in {won(passes, 'mean_percentile')} (values: see Table 5 above), the last cell "
+        f"in {won(passes, 'percentile')}; drawn cells in {won(passes, 'drawn_percentile')}, by "
         f"{span(drawn_passes, 0)} |",
-        f"2 of 2, by {joined(better_s2, 0)}; drawn cells by {joined(drawn_s2, 0)}; the last cell "
-        f"in {last_s2} of 2 |",
+        f"the mean in {won(S2, 'mean_percentile')}, by {joined(better_s2, 0)}; drawn cells by "
+        f"{joined(drawn_s2, 0)}; the last cell in {won(S2, 'percentile')} |",
         f"equal passes. {both_k('s0', 'spearman', 2)}. Counting parameters has "
         f"{mean('s0-rome-k7', 'spearman_size', 2)} |",
         f"GDAS {mean('gdas-k1', 'spearman', 2)} and {mean('gdas-k7', 'spearman', 2)}, ROME "
