@@ -799,6 +799,7 @@ def make_parser(stage):
         add("--method", choices=TOPOLOGY, default="rome-v2", help="gdas: without beta, K = 1")
         add("--samples", type=whole, nargs="+", metavar="K", help="sub-networks of a step; or two")
         add("--alpha-lr", type=rate, help="learning rate of alpha and beta")
+        add("--alpha-weight-decay", type=amount, help="of alpha and beta")
         add("--tau", type=rate, nargs=2, metavar=("FIRST", "LAST"), help="temperature")
         add("--recompute", action=switch, default=False, help="recompute cells, to save memory")
         add("--retrain", action=switch, default=False, help="then retrain the found cell")

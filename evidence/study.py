@@ -63,6 +63,19 @@ ARMS = {
     "nb201-gdas-k1": f"{NB201} --method gdas --samples 1",
     "nb201-rome-k1": f"{NB201} --method rome-v2 --samples 1",
 }
+# What if alpha may move? Without its decay, or with a temperature that begins low, or both.
+for name, base, words in (
+    ("s0-rome-k7-decay0", "s0-rome-k7", "--alpha-weight-decay 0"),
+    ("s0-gdas-k7-decay0", "s0-gdas-k7", "--alpha-weight-decay 0"),
+    ("s0-rome-k1-steps-decay0", "s0-rome-k1-steps", "--alpha-weight-decay 0"),
+    ("s0-gdas-k1-steps-decay0", "s0-gdas-k1-steps", "--alpha-weight-decay 0"),
+    ("s0-rome-k7-tau1", "s0-rome-k7", "--tau 1 0.1"),
+    ("s0-rome-k7-decay0-tau1", "s0-rome-k7", "--alpha-weight-decay 0 --tau 1 0.1"),
+    ("s0-rome-k1-decay0", "s0-rome-k1", "--alpha-weight-decay 0"),
+    ("s2-rome-k7-decay0", "s2-rome-k7", "--alpha-weight-decay 0"),
+    ("s0-rome-k1-steps-decay0-late", "s0-rome-k1-steps", "--alpha-weight-decay 0"),
+):
+    ARMS[name] = f"{ARMS[base]} {words}"
 
 
 def arm_of(run: str) -> str:
@@ -98,7 +111,23 @@ def words_of(arm: str, seed: int, data: str, out: str) -> list[str]:
 def run(options) -> int:
     """One search. Returns its exit status."""
     out = options.out or f"runs/evidence/{options.arm}-s{options.seed}"
+    if options.arm.endswith("-late"):
+        rome.Architect.architecture_step = late(rome.Architect.architecture_step)
     return train.main(["search", *words_of(options.arm, options.seed, options.data, out)])
+
+
+def late(architecture_step: Callable) -> Callable:
+    """A diagnosis: alpha and beta stay as they are in the first four epochs of ten, tau 10 to 6.7.
+
+    If K = 1 then no longer collapses, it was the untrained supernet that prefers skips and pools.
+    """
+
+    def step(architect, images, labels, tau, optimizer):
+        if tau > 6:
+            optimizer = torch.optim.SGD(architect.net.architecture_parameters(), 0.0)
+        return architecture_step(architect, images, labels, tau, optimizer)
+
+    return step
 
 
 # --------------------------------------------------------------------------------------------------
