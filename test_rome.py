@@ -948,11 +948,12 @@ def test_cells_of_darts_do_without_nasbench(tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------
-# train.py
+# train.py and extra/images.py
 
 SMALL = "--dataset shapes --image-size 8 --cells 1 --channels 2 --batch-size 800 --device cpu"
 SEARCH = ["search", *SMALL.split(), "--epochs", "2", "--samples", "3"]
 RETRAIN = ["retrain", "--genotype", "DARTS_V2", *SMALL.split(), "--epochs", "2"]
+TINY = dict(cells=1, channels=2, epochs=2, image_size=8)  # for the rows of "shapes"
 
 
 def line_of(capsys):
@@ -971,6 +972,10 @@ def state_of(folder):
     return torch.load(folder / "last.pt", weights_only=True)
 
 
+def log_of(folder):
+    return genotypes.open_text(folder / "log.txt").read()
+
+
 def same(a, b):
     """Whether two checkpoints hold the same numbers, but for times and memory."""
     if isinstance(a, torch.Tensor):
@@ -987,10 +992,9 @@ def same(a, b):
 def run(tmp_path_factory):
     """The folder of a search with its retrain."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--retrain", "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.RETRAIN, "shapes", dict(cells=1, channels=2, epochs=2, image_size=8))
-        assert train.main([*SEARCH, *words]) == 0
+        patch.setitem(train.RETRAIN, "shapes", TINY)
+        assert train.main([*SEARCH, "--retrain", "--out", str(folder)]) == 0
     return folder
 
 
@@ -1012,6 +1016,125 @@ def folder_words(root):
     return [*words.split(), "--batch-size", "6", "--device", "cpu"]
 
 
+# The recipes, by hand
+
+
+def normalised(config):
+    """The training images of a data set, and all of them normalised."""
+    images = train.load_data(config, "train")
+    mean, deviation = torch.tensor(images.statistics).view(2, 3, 1, 1)
+    return images, (images.pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
+
+
+def assert_same_images(found, expected):
+    """In any order: told by their sums."""
+    sums = [images.flatten(1).double().sum(1).sort().values for images in (found, expected)]
+    assert_close(*sums, rtol=1e-4, atol=1e-3)
+
+
+def test_a_search_is_algorithm_1_on_two_halves(tmp_path, monkeypatch):
+    calls, judged, words = [], [], [*SEARCH[1:], "--samples", "1", "--batch-size", "600"]
+    for name in ("architecture_step", "weight_step"):
+        step = getattr(rome.Architect, name)
+
+        def spy(self, x, y, tau, optimizer, name=name, step=step):
+            group = dict(optimizer.param_groups[0], params=None)
+            calls.append((name, x, tau, group, step(self, x, y, tau, optimizer)))
+            return calls[-1][-1]
+
+        monkeypatch.setattr(rome.Architect, name, spy)
+    evaluate = train.evaluate
+
+    def judge(predict, batches):
+        judged.append(list(batches))
+        return evaluate(predict, judged[-1])
+
+    monkeypatch.setattr(train, "evaluate", judge)
+    monkeypatch.setattr(train.images, "crop_and_flip", lambda images, generator: images)
+    assert train.main(["search", *words, "--out", str(tmp_path)]) == 0
+    assert [name for name, *_ in calls] == ["architecture_step", "weight_step"] * 6
+    assert [tau for _, _, tau, *_ in calls] == [10.0] * 6 + [0.1] * 6
+    adam, sgd = calls[0][3], calls[-1][3]
+    assert (adam["lr"], adam["betas"], adam["weight_decay"]) == (2e-2, (0.5, 0.999), 1e-3)
+    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == ((0.05 + 0.001) / 2, 0.9, 3e-4)
+    assert not sgd["nesterov"] and calls[1][3]["lr"] == 0.05
+    config = train.configure("search", words)
+    images, whole = normalised(config)
+    parts = train.halves(images.labels, 0.5, train.seed_of(config, "halves"))
+    for start, part in ((1, parts[0]), (0, parts[1])):  # the weights' half comes first
+        steps = calls[start:6:2]
+        assert_same_images(torch.cat([x for _, x, *_ in steps]), whole[part])
+        loss = sum(len(x) * loss for _, x, _, _, loss in steps) / 1600  # a mean over images
+        name = "loss_theta" if start else "loss_alpha"
+        assert float(rows_of(tmp_path)[0][name]) == pytest.approx(loss.item(), rel=1e-6)
+    assert_same_images(torch.cat([x for x, _ in judged[0]]), whole[parts[1]])
+
+
+def test_a_retrain_is_sgd_by_hand(tmp_path):
+    words = [*SMALL.split(), "--epochs", "2", "--cells", "3", "--genotype", "DARTS_V2", "--clip"]
+    words += ["1", "--auxiliary", "0.4", "--lr", "0.1", "--weight-decay", "0.01", "--cutout", "3"]
+    words += ["--batch-size", "1000", "--drop-path", "0.4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train.RETRAIN["shapes"], "label_smoothing", 0.1)
+        assert train.main(["retrain", *words, "--out", str(tmp_path)]) == 0
+    rows, config = rows_of(tmp_path), train.configure("retrain", words)
+    images, _ = normalised(config)
+    torch.manual_seed(train.seed_of(config, "first weights"))
+    net = rome.Network(genotypes.load("DARTS_V2"), 2, 3, 10)
+    parameters = list(net.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+    for epoch in range(2):
+        torch.manual_seed(train.seed_of(config, "drop path 0", epoch))
+        net.set_drop_path(0.4 * epoch / 2)
+        total = correct = 0
+        batches = train.stream(images, config, torch.arange(3200), "retrain", epoch, True, True)
+        for x, y in batches:
+            assert (x == 0).all(1).flatten(1).any(1).all()  # cutout
+            logits, auxiliary = net(x)
+            loss = 0
+            for weight, scores in ((1, logits), (0.4, auxiliary)):
+                smooth = 0.9 * F.one_hot(y, 10) + 0.01
+                loss = loss - weight * (smooth * scores.log_softmax(1)).sum(1).mean()
+            grads = torch.autograd.grad(loss, parameters)
+            norm = torch.cat([g.flatten() for g in grads]).norm()
+            total += len(y) * loss.item()
+            correct += (logits.argmax(1) == y).sum().item()
+            with torch.no_grad():
+                for p, g, v in zip(parameters, grads, velocity):
+                    v.mul_(0.9).add_(g * min(1, 1 / norm) + 0.01 * p)
+                    p -= 0.05 * (1 + math.cos(math.pi * epoch / 2)) * v
+        assert float(rows[epoch]["loss_train"]) == pytest.approx(total / 3200, rel=1e-4)
+        assert float(rows[epoch]["accuracy_train"]) == pytest.approx(correct / 32, abs=0.2)
+    state = state_of(tmp_path)["network"]
+    for name, value in net.state_dict().items():
+        if "num_batches" not in name:
+            assert (state[name] - value).norm() <= 0.02 * value.norm() + 1e-3
+    test = train.load_data(config, "test")
+    mean, deviation = torch.tensor(images.statistics).view(2, 3, 1, 1)  # of the training images
+    logits = net.eval()((test.pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation)[0]
+    loss, accuracy = F.cross_entropy(logits, test.labels), (logits.argmax(1) == test.labels)
+    assert float(rows[1]["loss_test"]) == pytest.approx(loss.item(), abs=0.01)
+    assert float(rows[1]["accuracy_test"]) == pytest.approx(accuracy.sum().item() / 20, abs=1)
+
+
+def test_a_compiled_retrain_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
+    calls, compile = [], torch.compile
+
+    def traced(network, **settings):  # without inductor, which would take a minute
+        calls.append(settings)
+        return compile(network, backend="eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        words = [*RETRAIN, "--epochs", "1", *more, "--out", str(tmp_path / name)]
+        assert train.main(words) == 0
+    one, two = (float(rows_of(tmp_path / name)[0]["loss_train"]) for name in ("eager", "compiled"))
+    assert one == pytest.approx(two, rel=1e-5) and calls == [dict(dynamic=False)]
+
+
+# A run and its folder
+
+
 def test_a_run_writes_what_it_promises(run):
     row = rows_of(run)[-1]
     for kind in ("normal", "reduce"):
@@ -1029,10 +1152,24 @@ def test_a_run_writes_what_it_promises(run):
     assert sum(saved["beta"]["reduce"][3]) == pytest.approx(1, abs=1e-3)
     settings = json.loads((run / "config.json").read_bytes())["settings"]
     assert settings["samples"] == [3] and state_of(run)["settings"] == settings
-    text = genotypes.open_text(run / "log.txt").read()
+    text = log_of(run)
     assert "not a result" in text and "alpha is near uniform" in text
+    assert f"next: python -m tools.baseline {run}" in text
+    assert max(len(line) for line in text.splitlines() if str(run) not in line) <= 80
     assert (run / "cells.svg").stat().st_size > 1000
     assert float(rows_of(run / "retrain")[-1]["accuracy_test"]) > 0
+
+
+def test_the_memory_of_alpha_is_that_of_adam_with_its_decay():
+    p = torch.ones(1, requires_grad=True)
+    adam = torch.optim.Adam([p], 0.01, (0.5, 0.999), weight_decay=1e-3)
+    for _ in range(5000):  # a gradient of 0.5 or -0.5, so the root of its square is 0.5
+        p.grad = 0.5 * torch.ones(1).copysign(torch.randn(1))
+        adam.step()
+    assert train.memory_of(adam, 10**6) == pytest.approx(0.5 / (0.01 * 1e-3), rel=0.01)
+    assert train.memory_of(adam, 7) == 7
+    adam.param_groups[0]["weight_decay"] = 0
+    assert train.memory_of(adam, 10**6) == 10**6
 
 
 @pytest.mark.parametrize("words", [SEARCH, RETRAIN])
@@ -1052,18 +1189,23 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(words, tmp_path, monkeypatc
     assert train.main([*part, "--resume"]) == 0
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "part"))
     assert len(rows_of(tmp_path / "part")) == 2
+    torch.save(state_of(tmp_path / "part") | dict(threads=8), tmp_path / "part/last.pt")
+    assert train.main([*part, "--resume"]) == 0
+    assert "in place of 8 the numbers may differ" in log_of(tmp_path / "part")
 
 
 def test_another_seed_is_another_run(run, tmp_path):
-    assert train.main([*SEARCH, "--epochs", "1", "--seed", "1", "--out", str(tmp_path / "b")]) == 0
-    assert not same(rows_of(run)[0], rows_of(tmp_path / "b")[0])
+    out = tmp_path / "b"
+    words = [*SEARCH, "--epochs", "1", "--seed", "1", "--out", str(out)]
+    assert train.main([*words, "--resume"]) == 0 and "no checkpoint yet" in log_of(out)
+    assert not same(rows_of(run)[0], rows_of(out)[0])
 
 
 def test_the_printed_command_does_what_retrain_does(run, tmp_path, monkeypatch):
     other = tmp_path / "other"
-    monkeypatch.setitem(train.RETRAIN, "shapes", dict(cells=1, channels=2, epochs=2, image_size=8))
+    monkeypatch.setitem(train.RETRAIN, "shapes", TINY)
     assert train.main([*SEARCH, "--out", str(other)]) == 0
-    *_, line = genotypes.open_text(other / "log.txt").read().splitlines()
+    *_, line = log_of(other).splitlines()
     python, program, *words = shlex.split(line.removeprefix("next: "))
     assert (python, program) == ("python", "train.py") and train.main(words) == 0
     assert same(state_of(run / "retrain")["network"], state_of(other / "retrain")["network"])
@@ -1076,7 +1218,7 @@ def test_a_folder_belongs_to_one_run(run, tmp_path, capsys):
         for more in ([], ["--resume"]):
             assert train.main([*SEARCH, "--out", str(tmp_path / "a"), *more]) == 2
             assert re.search("holds a run|another run", line_of(capsys))
-    assert not (tmp_path / "a/config.json").exists()  # no epoch has ended: the folder is free
+    assert not (tmp_path / "a").exists()  # a failed start leaves nothing
     for more, says in ((["--lr", "1"], "lr 0.05 .now 1.0"), (["--seed", "3"], "seed 0 .now 3")):
         assert train.main([*SEARCH, "--out", str(run), "--resume", *more]) == 2
         assert re.search(says, line_of(capsys))
@@ -1085,9 +1227,9 @@ def test_a_folder_belongs_to_one_run(run, tmp_path, capsys):
     assert "broken" in line_of(capsys)
 
 
-def test_a_resumed_run_wants_the_same_images(folder, tmp_path, capsys):
+def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(folder, tmp_path, capsys):
     root = tmp_path / "images"
-    shutil.copytree(folder, root)
+    shutil.copytree(folder / "train", root / "train")
     words = ["search", *folder_words(root), "--samples", "1", "--out", str(tmp_path / "run")]
     assert train.main(words) == 0
     shutil.move(root, tmp_path / "moved")
@@ -1101,24 +1243,15 @@ def test_a_resumed_run_wants_the_same_images(folder, tmp_path, capsys):
 def test_a_nan_ends_with_status_3_and_keeps_the_checkpoint(words, tmp_path, monkeypatch, capsys):
     end_epoch = train.end_epoch
 
-    def spoil(config, rows, row, *rest):
-        row["lr"] = math.nan if rows else row["lr"]
-        end_epoch(config, rows, row, *rest)
+    def spoil(config, rows, *rest):
+        rows[-1]["lr"] = math.nan if len(rows) > 1 else rows[-1]["lr"]
+        end_epoch(config, rows, *rest)
 
     monkeypatch.setattr(train, "end_epoch", spoil)
-    assert train.main([*words, "--out", str(tmp_path)]) == 3 and "not finite" in line_of(capsys)
+    assert train.main([*words, "--out", str(tmp_path)]) == 3 and "another --out" in line_of(capsys)
     assert len(state_of(tmp_path)["rows"]) == 1
-
-
-def test_a_search_that_diverges_ends_with_status_3(tmp_path, capsys):
-    words = ["--lr", "1e9", "--clip", "0", "--alpha-lr", "1e9", "--batch-size", "200"]
-    assert train.main([*SEARCH, *words, "--out", str(tmp_path)]) == 3
-    line_of(capsys)
-
-
-def test_losses_are_looked_at_within_an_epoch(tmp_path):
     watch = train.watcher(dict(out=str(tmp_path)), torch.device("cpu"), 1000)
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError):  # within an epoch too
         for _ in range(50):
             watch(torch.tensor([1.0, math.inf]))
 
@@ -1136,27 +1269,29 @@ class Bare:
         pass
 
 
-@pytest.mark.parametrize("stream", [None, Bare()])
-def test_a_run_in_a_thread_needs_no_stdout(stream, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", stream)
-    found = []
-    words = [*SEARCH, "--epochs", "1", "--out", str(tmp_path / "実験")]
-    thread = threading.Thread(target=lambda: found.append(train.main(words)))
-    thread.start()
-    thread.join()
-    assert found == [0] and (tmp_path / "実験/genotype.json").exists()
-    assert stream is None or "実験" in stream.text
+def test_a_run_in_a_thread_needs_no_stdout_and_shows_its_step_on_a_terminal(tmp_path, monkeypatch):
+    for number, stream in enumerate((None, Bare())):
+        out, found = tmp_path / f"実験{number}", []
+        monkeypatch.setattr(sys, "stdout", stream)
+        if stream:
+            stream.isatty = lambda: True
+        words = [*SEARCH, "--batch-size", "200", "--out", str(out)]
+        thread = threading.Thread(target=lambda: found.append(train.main(words)))  # noqa: B023
+        thread.start()
+        thread.join()
+        assert found == [0] and (out / "genotype.json").exists() and "\r" not in log_of(out)
+    assert re.search(r"\r\x1b\[Kstep 9/16, \d", stream.text)
+    assert re.search(r"about .* left; peak memory \d+ MiB", stream.text)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_no_stream_ends_a_run(encoding, tmp_path):
+def test_no_stream_ends_a_run(tmp_path):
     """A reader that leaves, and a class that the stream cannot spell."""
     for split, name in itertools.product(("train", "test"), ("猫", "犬")):
         (tmp_path / split / name).mkdir(parents=True)
         for number in range(4):
             Image.new("L", (8, 8), 20 * number).save(tmp_path / split / name / f"{number}.png")
     words = [*folder_words(tmp_path), "--samples", "1", "--out", str(tmp_path / "猫")]
-    env = os.environ | dict(PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    env = os.environ | dict(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     done = subprocess.Popen(
         [sys.executable, "train.py", "search", *words], cwd=HERE, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -1164,8 +1299,10 @@ def test_no_stream_ends_a_run(encoding, tmp_path):
     done.stdout.readline()
     done.stdout.close()
     assert done.wait() == 0 and done.stderr.read() == b""
-    assert "猫" in genotypes.open_text(tmp_path / "猫/log.txt").read()
+    assert "猫" in log_of(tmp_path / "猫")
 
+
+# What is refused
 
 BAD = [
     ("search --epochs 0", "--epochs: must be a whole number from 1"),
@@ -1176,6 +1313,7 @@ BAD = [
     ("search --dataset shapes --image-size 18", "multiple of 4"),
     ("search --dataset imagenet --image-size 200", "multiple of 32"),
     ("search --samples 1 2 3", "one or two numbers"),
+    ("retrain --genotype DARTS_V2 --dataset shapes --image-size 8 --cutout 8", "erase a whole"),
     ("search --space nb201 --method rome-v1", "nb201 has no topology 'v1'"),
     ("search --space 1shot1-1 --method gdas", "1shot1-1 has no topology 'none'"),
     ("search --space nb201 --recompute", "--recompute is for the spaces darts"),
@@ -1210,26 +1348,51 @@ def test_everything_is_checked_before_a_search(folder, tmp_path, capsys):
     assert train.main([*words, "--samples", "1"]) == 0  # the folder was left free
 
 
+ERRORS = [
+    (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "/dev/shm"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is full"),
+    (OSError("cannot allocate a name"), "cannot allocate a name"),
+]
+
+
+def test_an_error_names_its_cause(monkeypatch):
+    for error, says in ERRORS:
+        status, line = train.explain(error)
+        assert status == 2 and says in line
+    assert train.explain(RuntimeError("a mistake of the program's")) is None
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ValueError, match="WORLD_SIZE of the shell is 'many': unset it"):
+        train.join_processes(0)
+
+
+def test_times_are_in_the_unit_of_a_person():
+    times = [train.duration(seconds) for seconds in (90, 9e3, 36e4)]
+    assert times == ["1.5 min", "2.5 h", "4.2 days"]
+
+
+# Settings
+
+
 def test_settings_follow_the_sources():
-    search = train.configure("search", [])
+    def values(words, *names):
+        config = train.configure(words.split()[0], words.split()[1:])
+        return [config[name] for name in names]
+
     names = ("epochs", "samples", "lr", "alpha_lr", "batch_size")
-    assert [search[name] for name in names] == [50, [7], 0.05, 3e-4, 64]
-    assert train.configure("search", ["--method", "gdas"])["samples"] == [1]
-    imagenet = train.configure("search", ["--dataset", "imagenet"])
-    large = train.configure("search", "--dataset folder --image-size 128".split())
+    assert values("search", *names) == [50, [7], 0.05, 3e-4, 64]
+    assert values("search --method gdas", "samples") == [[1]]
     names = ("imagenet", "epochs", "batch_size", "samples", "fraction")
-    assert [imagenet[name] for name in names] == [True, 30, 256, [3], 0.1]
-    assert [large[name] for name in names] == [True, 30, 256, [3], 0.5]
-    assert train.configure("search", "--space nb201 --dataset shapes".split())["cells"] == 3
-    assert train.configure("search", "--space 1shot1-2".split())["tau"] == [10.0, 1.0]
-    for space, dataset, sizes in (
-        ("darts", "cifar10", (20, 36, 600)), ("s1", "cifar10", (20, 36, 600)),
-        ("s4", "cifar10", (20, 16, 600)), ("s3", "svhn", (8, 16, 600)),
-        ("s2", "cifar100", (8, 16, 600)), ("darts", "imagenet", (14, 48, 250)),
-    ):  # fmt: skip
-        words = ["--genotype", "GDAS_V1", "--space", space, "--dataset", dataset]
-        config = train.configure("retrain", words)
-        assert (config["cells"], config["channels"], config["epochs"]) == sizes
+    assert values("search --dataset imagenet", *names) == [True, 30, 256, [3], 0.1]
+    large = "search --dataset folder --image-size 128"
+    assert values(large, *names) == [True, 30, 256, [3], 0.5]
+    assert values("search --space 1shot1-2", "tau") == [[10.0, 1.0]]
+    for words, sizes in {
+        "darts --dataset cifar10": [20, 36, 600, 16], "s4 --dataset cifar10": [20, 16, 600, 16],
+        "s2 --dataset cifar100": [8, 16, 600, 16], "darts --dataset imagenet": [14, 48, 250, 0],
+        "darts --dataset folder --image-size 20": [20, 36, 600, 10],  # cutout: half the side
+    }.items():  # fmt: skip
+        words = f"retrain --genotype GDAS_V1 --space {words}"
+        assert values(words, "cells", "channels", "epochs", "cutout") == sizes
 
 
 def test_a_retrain_follows_the_file_of_its_genotype(tmp_path):
@@ -1247,6 +1410,7 @@ def test_help_shows_the_defaults_of_the_benchmark(stage, capsys):
     assert train.main([stage, "--dataset", "imagenet", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "epochs (default: 30)" in text or "epochs (default: 250)" in text
+    assert train.main(["--help"]) == 0 and f"train.py {stage}" in capsys.readouterr().out
 
 
 def test_learning_rates_follow_the_published_code():
@@ -1258,6 +1422,12 @@ def test_learning_rates_follow_the_published_code():
     expected = {0: 0.1, 4: 0.5, 5: 0.5 * 240 / 245, 244: 0.5 / 245, 245: 0.5 / 245}
     expected[249] = 0.5 / 245 / 5
     assert linear == pytest.approx(expected)
+    for epochs in (1, 5, 10, 20):  # few epochs end low too
+        last = train.learning_rate(config | dict(epochs=epochs), epochs - 1)
+        assert last * epochs < 0.6
+
+
+# Images
 
 
 @pytest.mark.parametrize("size, pad", [(32, 4), (16, 2)])
@@ -1265,7 +1435,7 @@ def test_crops_are_shifted_flipped_and_padded_with_zeros(size, pad):
     image = 1 + torch.arange(size * size).view(1, 1, size, size) % 255
     padded = F.pad(image, [pad] * 4)[0, 0]
     seen = set()
-    crops = train.crop_and_flip(image.expand(400, 3, -1, -1), generator())
+    crops = train.images.crop_and_flip(image.expand(400, 3, -1, -1), generator())
     for crop in crops[:, 0]:
         for flip, view in enumerate((crop, crop.flip(1))):
             for down, right in itertools.product(range(2 * pad + 1), repeat=2):
@@ -1281,7 +1451,7 @@ def test_crops_are_shifted_flipped_and_padded_with_zeros(size, pad):
 
 
 def test_cutout_erases_a_square_whose_centre_is_any_pixel():
-    images = train.cut_out(torch.ones(500, 3, 12, 12), 4, generator())
+    images = train.images.cut_out(torch.ones(500, 3, 12, 12), 4, generator())
     erased = (images[:, 0] == 0).sum((1, 2))
     assert erased.max() == 16 and erased.min() == 4  # whole, and in a corner
     assert (images == 0).any(0).all() and torch.equal(images[:, 0], images[:, 2])
@@ -1296,37 +1466,64 @@ def test_halves_are_disjoint_and_have_every_class(fraction, sizes):
     for part, size in zip(parts, sizes):
         assert labels[part].bincount().tolist() == [size] * 10
     assert len({len(part) for part in train.halves(labels[:131], 0.5, 0)}) == 1
+    with pytest.raises(ValueError, match="class 1 .from 0. has 4 images"):
+        train.halves(torch.tensor([0] * 45 + [1] * 4 + [2] * 41), 0.1, 0)
+
+
+def test_crops_do_not_depend_on_the_image():
+    """Chi-square of an image's vertical shifts over many epochs: 8 degrees of freedom."""
+    count, epochs = 60, 300
+    pixels = torch.arange(1, 33).view(1, 32, 1, 1).expand(count, 32, 32, 3).clone()
+    statistics = torch.zeros(3).tolist(), torch.ones(3).tolist()
+    images = train.images.Images(pixels.byte(), torch.arange(count), [], [], "", statistics)
+    config = dict(seed=3, batch_size=20, imagenet=False, cutout=0)
+    table = torch.zeros(count, 9)
+    for epoch in range(epochs):
+        for x, y in train.stream(images, config, torch.arange(count), "retrain", epoch, True, True):
+            rows = (x[:, 1, 16, 12:20].amax(1) * 255).round().long()  # 13 to 21: row 16, shifted
+            table[y, rows - 13] += 1
+    expected = epochs / 9
+    chi = ((table - expected) ** 2 / expected).sum(1)
+    assert abs(chi.mean() - 8) < 4 * math.sqrt(16 / count) and chi.max() < 40
 
 
 def test_batches_hold_every_image_once_and_never_one_alone():
     for count in (7, 8, 9, 17):
-        batches = train.plan(dict(batch_size=8), torch.arange(count))
+        batches = train.shuffle(torch.arange(count), 8)
         assert sorted(torch.cat(batches).tolist()) == list(range(count))
         assert min(map(len, batches)) > 1
 
 
 def test_statistics_are_those_of_the_pixels():
-    pixels = torch.randint(256, (50, 4, 4, 3), generator=generator(), dtype=torch.uint8)
-    found = train.statistics_of(train.Images(pixels, None, [], []), dict(dataset="folder"))
+    pixels = torch.randint(256, (250, 4, 4, 3), generator=generator(), dtype=torch.uint8)
+    found = train.images.statistics_of(train.images.Images(pixels, None, []), {})
     values = pixels.reshape(-1, 3).double() / 255
     assert found[0] == pytest.approx(values.mean(0).tolist())
     assert found[1] == pytest.approx(values.std(0, correction=0).tolist())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
-def test_data_of_torchvision_becomes_pixels_and_labels(name, monkeypatch):
+def test_data_of_torchvision_becomes_pixels_and_labels(name, tmp_path, monkeypatch):
     pixels = np.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).astype("uint8")
     rows = pixels.transpose(0, 2, 3, 1)
     made = types.SimpleNamespace(data=rows, targets=[3, 1], classes=["a", "b"])
     if name == "svhn":
         made = types.SimpleNamespace(data=pixels, labels=np.array([3, 1]))
     kind = name.upper()
+    real = getattr(torchvision.datasets, kind)
     monkeypatch.setattr(torchvision.datasets, kind, lambda root, split, download: made)
-    data = train.load_data(dict(dataset=name, data="data", image_size=32), "train")
+    config = dict(dataset=name, data=str(tmp_path), image_size=32)
+    data = train.load_data(config, "train")
     assert torch.equal(data.pixels, torch.tensor(rows)) and data.labels.tolist() == [3, 1]
-    monkeypatch.setattr(torchvision.datasets, kind, mock.Mock(side_effect=OSError("no network")))
-    with pytest.raises(ValueError, match=f"no {name} .no network.; put its archive into"):
-        train.load_data(dict(dataset=name, data="data", image_size=32), "train")
+    monkeypatch.setattr(torchvision.datasets, kind, real)
+    monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=OSError("no network")))
+    archive = real.split_list["train"][1] if name == "svhn" else real.filename
+    for state in ("is not there", "is incomplete or broken"):
+        with pytest.raises(
+            ValueError, match=f"{archive} {state}, .*no network.*; put http.* there"
+        ):
+            train.load_data(config, "train")
+        (tmp_path / archive).write_bytes(b"half of it")
 
 
 def test_the_number_of_workers_changes_nothing(folder, tmp_path):
@@ -1339,9 +1536,11 @@ def test_the_number_of_workers_changes_nothing(folder, tmp_path):
     assert same(states[0]["net"], states[1]["net"])
 
 
-def processes(count, words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(count), "train.py", *words]
+# Several processes
+
+
+def processes(count, words, launch=("-m", "torch.distributed.run", "--standalone")):
+    command = [sys.executable, *launch, "--nproc_per_node", str(count), "train.py", *words]
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
 
 
@@ -1373,14 +1572,33 @@ def test_processes_share_the_batches_of_a_retrain(tmp_path, capsys):
     assert "processes 2 (now 1)" in line_of(capsys)
 
 
-def test_the_step_is_shown_on_a_terminal_alone(tmp_path, monkeypatch):
-    stream = Bare()
-    stream.isatty = lambda: True
-    monkeypatch.setattr(sys, "stdout", stream)
-    assert train.main([*SEARCH, "--batch-size", "200", "--out", str(tmp_path)]) == 0
-    assert re.search(r"\r\x1b\[Kstep 9/16, \d", stream.text)
-    assert "\r" not in genotypes.open_text(tmp_path / "log.txt").read()
-    assert re.search(r"about .* left; peak memory \d+ MiB", stream.text)
+def start_with(rank, cases, place):
+    """One of two processes, each with flags of its own, as on nodes without a shared disk."""
+    torch.set_num_threads(1)
+    for name, words in cases.items():
+        url = f"file://{place}/store-{name}"
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+        with open(place / f"{name}-{rank}", "w") as sys.stderr:
+            sys.stderr.write(str(train.main(words[rank])))
+
+
+def test_unequal_processes_are_told_in_one_line_each(folder, tmp_path):
+    base = ["search", *folder_words(folder), "--samples", "2", "--epochs", "2"]
+    assert train.main([*base, "--out", str(tmp_path / "run")]) == 0
+    state = state_of(tmp_path / "run")
+    torch.save(state | dict(rows=state["rows"][:1]), tmp_path / "run/last.pt")
+    shutil.copytree(folder, tmp_path / "fewer")
+    (tmp_path / "fewer/train/red/3.png").unlink()
+    more = {"seed": ["--seed", "1"], "images": ["--data", str(tmp_path / "fewer")], "epoch": []}
+    cases = {}
+    for name, words in more.items():
+        own = [[*base, "--out", str(tmp_path / f"{name}{rank}")] for rank in range(2)]
+        cases[name] = own[0], [*own[1], *words]
+    cases["epoch"] = [*base, "--resume", "--out", str(tmp_path / "run")], [*own[1], "--resume"]
+    torch.multiprocessing.spawn(start_with, (cases, tmp_path), 2)
+    for name, rank in itertools.product(cases, range(2)):
+        line, status = (tmp_path / f"{name}-{rank}").read_text().splitlines()
+        assert f"process 1 has another {name}: " in line and status == "2"
 
 
 def test_mixed_precision_and_recomputation_run(tmp_path):

@@ -1,43 +1,50 @@
-"""Search and retrain with ROME: settings, data, the two loops, the command line.
+"""Search and retrain with ROME: settings, the run's folder, the two loops, the command line.
 
     python train.py search  --space darts --dataset cifar10 --retrain
     python train.py retrain --genotype GDAS_V1 --dataset cifar10
 
 A run saves a checkpoint after every epoch; the same command with --resume goes on from it. Every
 draw follows from the seed and the epoch. So a resumed run repeats the uninterrupted one: on a CPU
-to the bit, on CUDA with --deterministic.
+with as many threads to the bit, on CUDA with --deterministic.
+
+1 Settings   2 The folder of a run   3 Search   4 Retrain   5 Command line
 """
 
 import argparse
 import csv
 import functools
-import hashlib
 import io
-import itertools
 import json
 import math
 import os
-import random
 import shlex
-import signal
 import sys
+import textwrap
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
 
 import genotypes
 import rome
+from extra import images
+from extra.images import barrier, fingerprint, halves, load_data, seed_of, shuffle, stream
 
 # --------------------------------------------------------------------------------------------------
-# 1. Settings. A row lists what differs from "default". What has a flag can be changed by it.
+# 1. Settings. Of SEARCH or RETRAIN the rows apply that `settings_of` lists. A row has what differs
+# from "default". A flag changes what has one.
 
+COMMON = dict(
+    space="darts", dataset="cifar10", data="data", seed=0, device="auto", amp=False,
+    deterministic=False, workers=2, resume=False,
+)  # fmt: skip
+SWITCHES = dict(
+    search=dict(method="rome-v2", recompute=False, retrain=False), retrain=dict(compile=False)
+)
 SEARCH = {
     # The paper's Section 4; what it leaves open is from DARTS's code, the temperature from GDAS's.
     "default": dict(
@@ -88,15 +95,10 @@ RETRAIN = {
     ),
 }  # fmt: skip
 TOPOLOGY = {"rome-v2": "v2", "rome-v1": "v1", "gdas": "none"}
+# Of the retrain that is proposed for a folder of a few hundred images.
+SMALL = ["--cells", "8", "--channels", "16", "--epochs", "100"]
 NASBENCH = ("nb201", "1shot1-1", "1shot1-2", "1shot1-3")  # spaces of extra/nasbench.py
-# Mean and deviation of the training pixels, as R-DARTS has them; of other images they are computed.
-STATISTICS = {
-    "cifar10": ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-DATASETS = (*STATISTICS, "folder", "shapes")
+DATASETS = (*images.STATISTICS, "folder", "shapes")
 
 
 def settings_of(table: dict, space: str, dataset: str, imagenet: bool = False) -> dict:
@@ -109,191 +111,8 @@ def settings_of(table: dict, space: str, dataset: str, imagenet: bool = False) -
     return row
 
 
-def seed_of(config, name, epoch=0):
-    """The seed of one kind of draw in one epoch."""
-    return random.Random(f"{config['seed']} {name} {epoch}").getrandbits(62)
-
-
 # --------------------------------------------------------------------------------------------------
-# 2. Data
-
-
-class Images(NamedTuple):
-    """A split of N images."""
-
-    pixels: Tensor | None  # uint8 (N, H, W, 3); None where worker processes read the files
-    labels: Tensor  # (N,)
-    classes: list
-    files: list
-    statistics: tuple = ()  # mean and deviation per channel of the training pixels
-
-
-def load_data(config: dict, split: str) -> Images:
-    """The "train" or "test" images of config["dataset"]. ValueError if they are not there."""
-    name, size = config["dataset"], config["image_size"]
-    if name == "shapes":
-        from extra.shapes import SHAPES, draw_shapes
-
-        count, seed = (3200, 0) if split == "train" else (2000, 1)
-        return Images(*draw_shapes(count, seed, size), list(SHAPES), [])
-    if name in ("folder", "imagenet"):
-        from extra import folders
-
-        found, pixels = folders.list_folder(config["data"], split), None
-        if not config["imagenet"] and len(found.files) * size**2 * 3 <= 4 * 2**30:  # bytes
-            pixels = folders.read_images(found.files, size)
-        else:  # to decode all of ImageNet would take hours
-            folders.check_images(found.files, whole=name == "folder")
-        if found.note:
-            log(config, f"{split} images: {found.note}")
-        return Images(pixels, found.labels, found.classes, found.files)
-    from torchvision import datasets
-
-    kind = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100, svhn=datasets.SVHN)[name]
-    rank, processes = rome.rank_and_world()
-    try:
-        if rank > 0:
-            dist.barrier()  # the first process downloads
-        data = kind(config["data"], split if name == "svhn" else split == "train", download=True)
-        if rank == 0 and processes > 1:
-            dist.barrier()
-    except (OSError, RuntimeError) as error:
-        place = f"put its archive into the folder {config['data']}"
-        raise ValueError(f"no {name} ({last_line(error)}); {place}") from None
-    if name == "svhn":
-        pixels = torch.tensor(data.data).permute(0, 2, 3, 1).contiguous()
-        return Images(pixels, torch.tensor(data.labels).long(), list("0123456789"), [])
-    return Images(torch.tensor(data.data), torch.tensor(data.targets), list(data.classes), [])
-
-
-def fingerprint(config, *splits):
-    """Tells other images: a hash of the classes, and of the names and sizes of the files."""
-    text = [repr(split.classes) for split in splits]
-    for split in splits:
-        for path in split.files:
-            text.append(f"{os.path.relpath(path, config['data'])} {os.path.getsize(path)}")
-    return hashlib.sha256("\n".join(text).encode(errors="surrogateescape")).hexdigest()
-
-
-def statistics_of(images, config):
-    """Mean and deviation per channel: the published ones, or those of the training pixels.
-
-    Of files that are not kept in memory they are those of 2,000 images.
-    """
-    if config["dataset"] in STATISTICS:
-        return STATISTICS[config["dataset"]]
-    pixels = images.pixels
-    if pixels is None:
-        from extra import folders
-
-        some = images.files[:: math.ceil(len(images.files) / 2000)]
-        pixels = folders.read_images(some, config["image_size"], config["imagenet"])
-    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(-1)]
-    share = torch.stack(counts).double() / pixels[..., 0].numel()  # (3, 256), of every value
-    values = torch.arange(256).double() / 255
-    mean = share @ values
-    deviation = (share @ values**2 - mean**2).clamp_min(1 / 255**2).sqrt()
-    return mean.tolist(), deviation.tolist()
-
-
-def prepare(config, state, device, *splits):
-    """What a checkpoint says of the images, and the splits on the device. The first is train."""
-    about = dict(classes=splits[0].classes, images=fingerprint(config, *splits))
-    about["statistics"] = state["statistics"] if state else statistics_of(splits[0], config)
-    placed = []
-    for split in splits:
-        pixels = None if split.pixels is None else split.pixels.to(device)
-        more = dict(labels=split.labels.to(device), statistics=about["statistics"])
-        placed.append(split._replace(pixels=pixels, **more))
-    return about, *placed
-
-
-def plan(config, index, share=False, generator=None):
-    """The numbers of the images in each batch, shuffled. share: the processes share every batch."""
-    rank, processes = rome.rank_and_world() if share else (0, 1)
-    if len(index) < 2 * processes:
-        raise ValueError(f"{len(index)} images are too few: every process needs two")
-    order = index[torch.randperm(len(index), generator=generator)]
-    batches = list(order.split(config["batch_size"]))
-    if len(batches) > 1 and len(batches[-1]) < 2 * processes:  # too few for batch norm
-        batches[-2:] = [torch.cat(batches[-2:])]
-    whole = [batch[: len(batch) // processes * processes] for batch in batches]
-    return [batch[rank::processes] for batch in whole]
-
-
-def stream(images: Images, config: dict, index: Tensor, seed: int, augment: str = ""):
-    """Yields batches of the images `index`: (N, 3, H, W), normalised; and labels (N,).
-
-    Their order and augmentation follow from the seed. augment: "search", "retrain", or not.
-    """
-    device, generator = images.labels.device, torch.Generator().manual_seed(seed)
-    batches = plan(config, index, augment == "retrain", generator)
-    if augment == "retrain":
-        generator.manual_seed(seed + rome.rank_and_world()[0])  # each process has other images
-    mean, std = torch.tensor(images.statistics, device=device).view(2, 3, 1, 1)
-    if images.pixels is None:
-        from extra import folders
-
-        imagenet = config["imagenet"]
-        crops = augment if imagenet and augment else None
-        files = folders.Files(images.files, config["image_size"], crops, imagenet)
-        items = [[(n, seed + n) for n in numbers.tolist()] for numbers in batches]  # index, seed
-        loader = torch.utils.data.DataLoader(
-            files, batch_sampler=items, num_workers=config["workers"], generator=generator,
-            worker_init_fn=ignore_interrupt,
-        )  # fmt: skip
-        read = iter(loader)
-    for numbers in batches:
-        numbers = numbers.to(device)
-        pixels = next(read).to(device) if images.pixels is None else images.pixels[numbers]
-        x = pixels.permute(0, 3, 1, 2)
-        if augment and not config["imagenet"]:
-            x = crop_and_flip(x, generator)
-        x = (x.float() / 255 - mean) / std
-        if augment and config["cutout"]:
-            x = cut_out(x, config["cutout"], generator)
-        yield x, images.labels[numbers]
-
-
-def ignore_interrupt(worker):
-    """Ctrl-C is for the main process to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def crop_and_flip(images, generator):
-    """Random crops of the images (N, 3, S, S), padded with zeros, half of them flipped.
-
-    The padding has 4 pixels at a size of 32, 2 at 16.
-    """
-    count, size, pad = len(images), images.shape[-1], images.shape[-1] // 8
-    windows = F.pad(images, [pad] * 4).unfold(2, size, 1).unfold(3, size, 1)
-    shift = torch.randint(2 * pad + 1, (2, count), generator=generator).to(images.device)
-    number = torch.arange(count, device=images.device)
-    crops = windows[number, :, shift[0], shift[1]]  # of (N, 3, shifts, shifts, S, S), a view
-    flip = torch.rand(count, 1, 1, 1, generator=generator).to(images.device) < 0.5
-    return torch.where(flip, crops.flip(3), crops)
-
-
-def cut_out(images, side, generator):
-    """Sets a square of every image (N, 3, S, S) to 0, the mean. Its centre is any pixel."""
-    count, size = len(images), images.shape[2]
-    centre = torch.randint(size, (2, count, 1), generator=generator).to(images.device)
-    distance = torch.arange(size, device=images.device) - centre  # (2, N, S)
-    rows, columns = (distance >= -(side // 2)) & (distance < side - side // 2)
-    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
-
-
-def halves(labels, fraction, seed):
-    """Disjoint random parts (weights, architecture), each with `fraction` of every class."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]  # class by class, each in random order
-    step = round(1 / fraction)
-    order = order[: len(order) // step * step]  # so that both parts have as many images
-    return order[::step], order[1::step]
-
-
-# --------------------------------------------------------------------------------------------------
-# 3. The folder of a run
+# 2. The folder of a run
 
 # Settings that change no result: a resumed run may have others.
 FREE = {"out", "data", "device", "workers", "resume", "retrain"}
@@ -305,48 +124,65 @@ def claimed(config):
 
     ValueError if another run has the folder, or has left its files in it, or had other settings.
     """
-    folder, state = Path(config["out"]), None
+    folder, first = Path(config["out"]), rome.rank_and_world()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
-    used = (folder / "config.json").exists() or (folder / "last.pt").exists()
-    if used and not config["resume"]:
-        other = "--resume goes on with it, --out names another folder"
-        raise ValueError(f"{folder} holds a run already; {other}")
-    if (folder / "last.pt").exists():
-        state = load_checkpoint(folder / "last.pt", config["stage"])
-        old = state["settings"]
-        changed = [name for name in sorted(config.keys() - FREE) if old.get(name) != config[name]]
-        if changed:
-            text = ", ".join(f"{name} {old.get(name)} (now {config[name]})" for name in changed)
-            raise ValueError(f"{folder} was made with {text}; use the same, or another --out")
-    if dist.is_initialized():
-        dist.barrier()  # all have looked before the first one writes
-    if rome.rank_and_world()[0] > 0:
-        yield state
-        return
-    with genotypes.open_text(folder / "log.txt", "a") as file:
-        lock(file, folder)
-        versions = dict(torch=torch.__version__, python=sys.version.split()[0])
-        text = dict(command=shlex.join(sys.argv), versions=versions, settings=config)
-        genotypes.write(folder / "config.json", json.dumps(text, indent=1).encode())
+    state = last_checkpoint(config)
+    barrier()  # all have looked before the first one writes
+    with locked(folder) if first else nullcontext():
+        if first:
+            versions = dict(torch=torch.__version__, python=sys.version.split()[0])
+            about = dict(command=shlex.join(sys.argv), versions=versions, settings=config)
+            about["threads"] = torch.get_num_threads()
+            genotypes.write(folder / "config.json", json.dumps(about, indent=1).encode())
         try:
             yield state
         finally:
-            if not (folder / "last.pt").exists():  # no epoch has ended: the folder is free again
+            if first and not (folder / "last.pt").exists():  # no epoch has ended: it is free again
                 (folder / "config.json").unlink(missing_ok=True)
 
 
-def lock(file, folder):
-    """Until the file is closed no other run can lock it. ValueError if another one has."""
+def last_checkpoint(config):
+    """The checkpoint that the run goes on from, None for a new run."""
+    folder = Path(config["out"])
+    path = folder / "last.pt"
+    used = path.exists() or (folder / "config.json").exists()
+    if used and not config["resume"]:
+        other = "--resume goes on with it, --out names another folder"
+        raise ValueError(f"{folder} holds a run already; {other}")
+    if not path.exists():
+        return None
+    state = load_checkpoint(path, config["stage"])
+    for name in sorted(config.keys() - FREE):
+        old, new = state["settings"].get(name), config[name]
+        if old != new:
+            text = f"{name} {old} (now {new}); use the same, or another --out"
+            raise ValueError(f"{folder} was made with {text}")
+    return state
+
+
+@contextmanager
+def locked(folder):
+    """Inside, no other run can lock the folder. ValueError if another one has."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another run writes into {folder}; --out names another folder") from None
-    except OSError:  # a file system without locks
-        pass
+        fcntl = None
+    with genotypes.open_text(folder / "log.txt", "a") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = "another run writes into it; --out names another folder"
+            raise ValueError(f"{folder}: {other}") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            if os.path.getsize(folder / "log.txt") == 0:  # a failed start leaves nothing
+                os.unlink(folder / "log.txt")
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def load_checkpoint(path, stage):
@@ -360,35 +196,60 @@ def load_checkpoint(path, stage):
     raise ValueError(f"{path} is no checkpoint of a {stage}, or broken")
 
 
-def restore(config, state, about, parts):
-    """Loads the checkpoint, if there is one, into `parts`. Returns the rows of metrics.csv."""
-    if state is None:
-        return []
-    if state["images"] != about["images"]:
-        other = "was made with other images; resume with the same, or use another --out"
-        raise ValueError(f"{config['out']} {other}")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    log(config, f"resumed after epoch {len(state['rows'])}")
-    return state["rows"]
+def restore(config, state, digest, parts):
+    """Loads a checkpoint, if there is one, into `parts`. Returns the rows of metrics.csv.
 
-
-def end_epoch(config, rows, row, parts, about, images, seconds, device):
-    """Writes metrics.csv and the checkpoint. FloatingPointError if a number is not finite.
-
-    images: trained on in so many seconds of the epoch.
+    ValueError for other images, and if the processes differ in images, epoch or weights.
     """
-    row |= dict(images_per_second=images / seconds, seconds=seconds, peak_mib=peak_mib(device))
-    check_finite(torch.tensor([value for value in row.values() if isinstance(value, float)]))
-    rows.append(row)
+    rows, threads = [], torch.get_num_threads()
+    if state:
+        if state["images"] != digest:
+            other = "was made with other images; resume with the same, or use another --out"
+            raise ValueError(f"{config['out']} {other}")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        rows = state["rows"]
+        log(config, f"resumed after epoch {len(rows)}")
+        if state.get("threads", threads) != threads:
+            text = f"with {threads} threads in place of {state['threads']}"
+            log(config, f"{text} the numbers may differ in their last digits")
+    elif config["resume"]:
+        log(config, "there is no checkpoint yet: the run begins at its first epoch")
+    total = 0.0
+    for part in list(parts.values())[:1]:  # the network
+        for value in part.state_dict().values():
+            total += value.double().cpu().sum().item()
+    compare_processes(images=digest, epoch=len(rows), weights=total)
+    return rows
+
+
+def compare_processes(**facts):
+    """ValueError on every process if one of them has other facts than process 0."""
+    if not dist.is_initialized():
+        return
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, facts)
+    for name, expected in everyone[0].items():
+        for rank, other in enumerate(everyone):
+            if other.get(name) != expected:
+                text = f"{name}: {other.get(name)!s:.40} (process 0: {expected!s:.40})"
+                advice = "all need the same flags, images and checkpoint (a shared disk, or copies)"
+                raise ValueError(f"process {rank} has another {text}; {advice}")
+
+
+def end_epoch(config, rows, parts, train, digest):
+    """Writes metrics.csv and the checkpoint. FloatingPointError if the last row is not finite."""
+    check_finite(torch.tensor([value for value in rows[-1].values() if isinstance(value, float)]))
     if rome.rank_and_world()[0] == 0:
         folder, text, content = Path(config["out"]), io.StringIO(), io.BytesIO()
-        writer = csv.DictWriter(text, row, lineterminator="\n")
+        writer = csv.DictWriter(text, rows[-1], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         genotypes.write(folder / "metrics.csv", text.getvalue().encode())
         state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(state | about | dict(rows=rows, settings=config), content)
+        state |= dict(classes=train.classes, statistics=train.statistics, images=digest)
+        state |= dict(rows=rows, settings=config, threads=torch.get_num_threads())
+        torch.save(state, content)
         genotypes.write(folder / "last.pt", content.getvalue())
 
 
@@ -425,23 +286,39 @@ def is_terminal():
 def watcher(config, device, steps):
     """A function to call after each of so many steps, with the sums of the losses.
 
-    It says how long it will take and how much memory, shows the step on a terminal, and looks every
-    50 steps whether the losses are finite.
+    It says how long the run will take, from the second step on, because the first one warms up. It
+    shows the step on a terminal, and looks every 50 steps whether the losses are finite.
     """
-    begin, count = time.perf_counter(), itertools.count(1)
+    done, begin, due = 0, 0.0, 0.0
 
     def watch(sums):
-        done = next(count)
+        nonlocal done, begin, due
+        done, now = done + 1, time.perf_counter()
         if done % 50 == 0:
             check_finite(sums)
-        minutes = (time.perf_counter() - begin) / done * (steps - done) / 60
-        left = f"{minutes:.1f} min left" if minutes < 100 else f"{minutes / 60:.1f} h left"
-        if done == 4:
-            log(config, f"about {left}; peak memory {peak_mib(device):.0f} MiB")
+        if done == 1:
+            begin = due = now
+            return
+        left = (now - begin) / (done - 1) * (steps - done)
+        if now >= due:
+            due = now + 300 if done == 2 else math.inf  # once more after five minutes
+            text = f"about {duration(left)} left; peak memory {peak_mib(device):.0f} MiB"
+            if left > 24 * 3600:
+                fewer = "--samples 1" if config["stage"] == "search" else "fewer --epochs"
+                text += f"\n  faster: a GPU, {fewer}, or the README's commands for a laptop"
+            log(config, text)
         elif is_terminal() and rome.rank_and_world()[0] == 0:
-            say(f"\r\033[Kstep {done}/{steps}, {left}", end="")
+            say(f"\r\033[Kstep {done}/{steps}, {duration(left)} left", end="")
 
     return watch
+
+
+def duration(seconds):
+    """In the unit that a person would use."""
+    for unit, size, most in (("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 
 def peak_mib(device):
@@ -462,7 +339,7 @@ def last_line(error):
 
 
 # --------------------------------------------------------------------------------------------------
-# 4. Search
+# 3. Search
 
 
 def set_up(config):
@@ -474,9 +351,8 @@ def set_up(config):
     if not found[name]:
         raise ValueError(f"--device {name}: this PyTorch finds no such device; use --device cpu")
     gpus = torch.cuda.device_count() if name == "cuda" else 0
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        own_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        dist.init_process_group("nccl" if own_gpu else "gloo")
+    join_processes(gpus)
+    compare_processes(**{name: config[name] for name in config.keys() - FREE})
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config["deterministic"])
@@ -488,6 +364,20 @@ def set_up(config):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not config["deterministic"]
     return device
+
+
+def join_processes(gpus):
+    """Joins the processes that torchrun, or a cluster, has started; their number is WORLD_SIZE."""
+    world = os.environ.get("WORLD_SIZE") or "1"
+    if not world.isdigit():
+        raise ValueError(f"the variable WORLD_SIZE of the shell is {world!r}: unset it")
+    if int(world) == 1 or dist.is_initialized():
+        return
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun: they may be left over in the shell
+        address = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
+        say(f"waiting for {world} processes at {address}; to run alone unset WORLD_SIZE")
+    own_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE") or world)
+    dist.init_process_group("nccl" if own_gpu else "gloo")
 
 
 def make_supernet(
@@ -508,15 +398,18 @@ def make_sgd(parameters, config):
 
 
 def learning_rate(config, epoch):
-    """Cosine from lr to lr_min, or PC-DARTS's linear decay; after a linear warm-up."""
+    """Cosine from lr to lr_min, or PC-DARTS's linear decay; after a linear warm-up.
+
+    Of fewer than 50 epochs the warm-up and the flat tail of the linear decay take a tenth each.
+    """
     lr, epochs = config["lr"], config["epochs"]
     low = min(lr, config["lr_min"])
-    warmup, left = config.get("lr_warmup", 0), epochs - epoch
+    warmup, left = min(config.get("lr_warmup", 0), epochs // 10), epochs - epoch
     if epoch < warmup:
         return lr * (epoch + 1) / warmup
     if config.get("schedule") != "linear":
         return low + 0.5 * (lr - low) * (1 + math.cos(math.pi * epoch / epochs))
-    tail = min(5, epochs - 1)  # a flatter line at the end: PC-DARTS, train_imagenet.py
+    tail = min(5, epochs // 10)  # a flatter line at the end: PC-DARTS, train_imagenet.py
     if left > tail:
         return lr * (left - tail) / (epochs - tail)
     return lr * left / ((epochs - tail) * tail)
@@ -526,36 +419,60 @@ def learning_rate(config, epoch):
 def evaluate(predict, batches):
     """Mean cross-entropy, and accuracy in percent."""
     loss, correct, count = 0, 0, 0
-    for images, labels in batches:
-        logits = predict(images).float()
+    for x, labels in batches:
+        logits = predict(x).float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
         count += len(labels)
     return loss.item() / count, 100 * correct.item() / count
 
 
-def certainty(net):
-    """How sure alpha and beta are: their probabilities by cell type, and columns of metrics.csv.
+@torch.no_grad()
+def probabilities(net):
+    """The probabilities of alpha and beta: name -> cell type -> (rows, choices)."""
+    tables = dict(alpha={}, beta={})
+    for kind, alpha in net.alpha.items():
+        tables["alpha"][kind] = alpha.cpu().double().softmax(-1)
+    for kind in net.beta:
+        tables["beta"][kind] = net.logits_of_inputs(kind).double().softmax(-1)
+    return tables
 
-    The columns are means over the rows that have a choice: the entropy in nats and the largest
+
+def certainty(net):
+    """How sure alpha and beta are, as columns of metrics.csv.
+
+    They are means over the rows that have a choice: the entropy in nats and the largest
     probability. times_uniform: the largest probability of alpha times the number of operations.
     """
-    tables, columns, times = dict(alpha={}, beta={}), {}, []
-    picks = getattr(net, "picks", 1 if net.topology == "v1" else 2)  # logits drawn per node
-    for kind, alpha in net.alpha.items():
-        logits = dict(alpha=alpha.detach().cpu())
-        if kind in net.beta:
-            logits["beta"] = net.logits_of_inputs(kind).detach()
-        for name, rows in logits.items():
-            p = rows.double().softmax(-1)
-            tables[name][kind] = p.round(decimals=4).tolist()
-            kept = torch.as_tensor(picks) if name == "beta" else 1
-            p = p[rows.isfinite().sum(-1) > kept]
-            if len(p) > 0:
-                columns[f"entropy_{name}_{kind}"] = -p.xlogy(p).sum(-1).mean().item()
-                columns[f"top_{name}_{kind}"] = p.max(-1).values.mean().item()
-        times.append(alpha.softmax(-1).max(-1).values.mean().item() * alpha.shape[1])
-    return tables, columns | dict(times_uniform=sum(times) / len(times))
+    columns, times = {}, []
+    for name, table in probabilities(net).items():
+        for kind, p in table.items():
+            drawn = 1  # of a row: an operation, or a pair of inputs
+            if name == "beta" and net.topology != "v1":
+                drawn = torch.as_tensor(getattr(net, "picks", 2))  # nasbench's nodes differ
+            chosen = p[(p > 0).sum(-1) > drawn]
+            if len(chosen) > 0:
+                columns[f"entropy_{name}_{kind}"] = -chosen.xlogy(chosen).sum(-1).mean().item()
+                columns[f"top_{name}_{kind}"] = chosen.max(-1).values.mean().item()
+            if name == "alpha":
+                times.append(p.max(-1).values.mean().item() * p.shape[1])
+    return columns | dict(times_uniform=sum(times) / len(times))
+
+
+def memory_of(adam, done):
+    """How many of the `done` steps alpha and beta remember, in the mean over their entries.
+
+    Adam adds its decay to the gradient before it divides by the root v of the second moment. So a
+    step takes the share lr x decay / v from an entry, which forgets in v / (lr x decay) steps.
+    """
+    group, roots = adam.param_groups[0], []
+    for state in adam.state.values():
+        corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
+        roots.append(corrected.sqrt().flatten())
+    share = group["lr"] * group["weight_decay"]
+    if not roots or share == 0:
+        return float(done)
+    return min(done, torch.cat(roots).mean().item() / share)
 
 
 def search(config: dict):
@@ -569,15 +486,14 @@ def search(config: dict):
         later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
         check_shares(later, processes)
     with claimed(config) as state:
-        train = load_data(config, "train")  # the search never looks at the test images
+        train = read_split(config, "train", device)  # the search never looks at the test images
         if config["retrain"]:
-            load_data(config, "test")  # but what the retrain will need is checked first
-        fraction = config["fraction"]
-        weight_half, architecture_half = halves(train.labels, fraction, seed("halves"))
-        about, train = prepare(config, state, device, train)
+            read_split(config, "test")  # but what the retrain will need is checked first
+        digest = fingerprint(config, train)
+        weight_half, architecture_half = halves(train.labels, config["fraction"], seed("halves"))
         some = torch.Generator().manual_seed(seed("evaluation"))
-        some = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
-        steps = len(plan(config, weight_half))
+        judged = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
+        steps = len(shuffle(weight_half, config["batch_size"]))
 
         torch.manual_seed(seed("first weights"))
         net = make_supernet(
@@ -591,26 +507,31 @@ def search(config: dict):
         adam = torch.optim.Adam(alpha, config["alpha_lr"], (0.5, 0.999), weight_decay=decay)
         log(
             config,
-            f"search of {config['space']} on {config['dataset']} ({len(train.classes)} classes, "
-            f"{len(weight_half)} images for the weights, {len(architecture_half)} for alpha and "
-            f"beta), {config['method']}, K = {samples[0]} for alpha and {samples[1]} for the "
-            f"weights, {sum(p.numel() for p in net.weights()):,} weights, {epochs} epochs of "
-            f"{steps} steps, on {device}, processes: {processes}",
+            f"search of {config['space']} on {config['dataset']} by {config['method']}: "
+            f"{len(train.classes)} classes,\n"
+            f"  {len(weight_half):,} images for the weights, {len(architecture_half):,} for alpha "
+            f"and beta,\n"
+            f"  K = {samples[0]} for alpha and {samples[1]} for the weights, "
+            f"{sum(p.numel() for p in net.weights()):,} weights,\n"
+            f"  {epochs} epochs of {count_of(steps, 'step')}, on {device}, processes: {processes}\n"
+            f"  The supernet accuracy below is the derived cell's, not a result.",
         )
+        if steps == 1:
+            log(config, f"  --batch-size {config['batch_size']} is all of a half: a smaller one?")
         parts = dict(net=net, sgd=sgd, adam=adam)
-        rows = restore(config, state, about, parts)
+        rows = restore(config, state, digest, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
             start, lr = time.perf_counter(), learning_rate(config, epoch)
-            share = epoch / max(1, epochs - 1)
-            tau = (1 - share) * config["tau"][0] + share * config["tau"][1]  # linear
+            passed = epoch / max(1, epochs - 1)
+            tau = (1 - passed) * config["tau"][0] + passed * config["tau"][1]  # linear
             sgd.param_groups[0]["lr"] = lr
             draws.manual_seed(seed("sub-networks", epoch))
             torch.manual_seed(seed(f"operations {rank}", epoch))
-            D_s = stream(train, config, architecture_half, seed("architecture", epoch), "search")
-            D_t = stream(train, config, weight_half, seed("weights", epoch), "search")
-            sums = torch.zeros(4, device=device)
+            D_s = stream(train, config, architecture_half, "architecture", epoch, augment=True)
+            D_t = stream(train, config, weight_half, "weights", epoch, augment=True)
+            losses, norms = torch.zeros(2, 2, device=device)  # sums: of alpha's steps, the weights'
             for (x_s, y_s), (x_t, y_t) in zip(D_s, D_t):
                 # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
                 with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
@@ -618,45 +539,76 @@ def search(config: dict):
                     norm_alpha = architect.gradient_norm
                     loss_theta = architect.weight_step(x_t, y_t, tau, sgd)
                     norm_theta = architect.gradient_norm
-                sums += torch.stack([loss_alpha, loss_theta, norm_alpha, norm_theta])
-                watch(sums)
+                losses += torch.stack([len(y_s) * loss_alpha, len(y_t) * loss_theta])
+                norms += torch.stack([norm_alpha, norm_theta])
+                watch(losses)
 
-            loss_alpha, loss_theta, norm_alpha, norm_theta = (sums / steps).tolist()
-            seconds = time.perf_counter() - start
-            genotype, (_, sure) = net.genotype(), certainty(net)
-            z, free = net.architecture(genotype), genotypes.parameter_free(genotype)
-            loss, accuracy = evaluate(functools.partial(net, z=z), stream(train, config, some, 0))
+            seconds, seen = time.perf_counter() - start, len(weight_half) + len(architecture_half)
+            loss_alpha, loss_theta = (losses / len(weight_half)).tolist()  # both halves' size
+            norm_alpha, norm_theta = (norms / steps).tolist()
+            genotype, sure = net.genotype(), certainty(net)
+            free = genotypes.parameter_free(genotype)
+            predict = functools.partial(net, z=net.architecture(genotype))
+            loss, accuracy = evaluate(predict, stream(train, config, judged, "evaluation"))
+            memory = memory_of(adam, (epoch + 1) * steps)
             row = dict(
                 epoch=epoch + 1, tau=tau, lr=lr, loss_alpha=loss_alpha, loss_theta=loss_theta,
                 gradient_norm_alpha=norm_alpha, gradient_norm=norm_theta, supernet_loss=loss,
-                supernet_accuracy=accuracy, genotype=str(genotype), **sure,
+                supernet_accuracy=accuracy, genotype=str(genotype), **sure, alpha_memory=memory,
                 **{f"parameter_free_{kind}": count for kind, count in free.items()},
+                images_per_second=seen / seconds, seconds=seconds, peak_mib=peak_mib(device),
             )  # fmt: skip
-            seen = len(weight_half) + len(architecture_half)
-            end_epoch(config, rows, row, parts, about, seen, seconds, device)
+            rows.append(row)
+            end_epoch(config, rows, parts, train, digest)
             counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
-            log(
-                config,
-                f"epoch {epoch + 1}/{epochs}: loss {loss_theta:.3f} (alpha {loss_alpha:.3f}), "
-                f"supernet accuracy {accuracy:.1f}% (of the derived cell, not a result), "
-                f"parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, tau "
-                f"{tau:.2f}, {row['images_per_second']:,.1f} images/s, {row['peak_mib']:.0f} MiB",
+            text = (
+                f"epoch {epoch + 1}/{epochs}: tau {tau:.2f}, loss {loss_theta:.3f} (alpha "
+                f"{loss_alpha:.3f}), supernet accuracy {accuracy:.1f}%,\n"
+                f"  parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, "
+                f"{row['images_per_second']:,.0f} images/s"
             )
+            if memory < 0.99 * min(steps, (epoch + 1) * steps):
+                text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
+            log(config, text)
 
-        genotype, (tables, sure), folder = net.genotype(), certainty(net), Path(config["out"])
+        folder, shared = Path(config["out"]), [net.genotype()]
+        if processes > 1:
+            dist.broadcast_object_list(shared)
+        genotype = shared[0]
         if rank == 0:
-            source = dict(space=config["space"], dataset=config["dataset"], epoch=epochs)
-            genotypes.save(genotype, folder / "genotype.json", **source, **tables)
+            about = dict(space=config["space"], dataset=config["dataset"], epoch=epochs)
+            for name, table in probabilities(net).items():
+                about[name] = {kind: p.round(decimals=4).tolist() for kind, p in table.items()}
+            genotypes.save(genotype, folder / "genotype.json", **about)
             genotypes.draw(genotype, folder / "cells.svg")
-        log(config, f"found {genotype}\n{genotypes.describe(genotype)}")
-        if sure["times_uniform"] < 1.1:
+        text = textwrap.fill(f"found {genotype}", 80, break_long_words=False)
+        log(config, f"{text}\n{genotypes.describe(genotype)}")
+        if certainty(net)["times_uniform"] < 1.1:
             log(config, "alpha is near uniform: the cell is close to a random draw; search longer")
         log(config, f"files in {folder}: genotype.json, cells.svg, metrics.csv, last.pt")
     return genotype
 
 
+def read_split(config, split, device="cpu"):
+    """The images of a split. The log says which files were left out."""
+    found = load_data(config, split, device, functools.partial(tell, config))
+    if found.note:
+        log(config, f"{split} images: {found.note}")
+    return found
+
+
+def tell(config, text):
+    """Prints a line. Of several processes the first one speaks."""
+    if rome.rank_and_world()[0] == 0:
+        say(text)
+
+
+def count_of(number, noun):
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 # --------------------------------------------------------------------------------------------------
-# 5. Retrain
+# 4. Retrain
 
 
 def make_network(genotype, config, classes):
@@ -682,32 +634,34 @@ def retrain(config: dict) -> float:
     check_shares(config, processes)
     config = config | dict(processes=processes)  # each has batch norms of its own
     with claimed(config) as state:
-        train, test = load_data(config, "train"), load_data(config, "test")
-        about, train, test = prepare(config, state, device, train, test)
+        train = read_split(config, "train", device)
+        test = read_split(config, "test", device)._replace(statistics=train.statistics)
+        digest = fingerprint(config, train, test)
         train_index, test_index = torch.arange(len(train.labels)), torch.arange(len(test.labels))
-        steps = len(plan(config, train_index, share=True))
+        steps = len(shuffle(train_index, config["batch_size"], share=True))
 
         torch.manual_seed(seed("first weights"))
         network = make_network(genotype, config, len(train.classes)).to(device)
         model = torch.compile(network, dynamic=False) if config["compile"] else network
         parameters = list(network.parameters())
         sgd = make_sgd(parameters, config)
-        own = [p for name, p in network.named_parameters() if "auxiliary" not in name]
-        millions = sum(p.numel() for p in own) / 1e6
-        criterion = functools.partial(F.cross_entropy, label_smoothing=config["label_smoothing"])
+        own = [p.numel() for name, p in network.named_parameters() if "auxiliary" not in name]
+        criterion = nn.CrossEntropyLoss(label_smoothing=config["label_smoothing"])
         log(
             config,
-            f"retrain on {config['dataset']} ({len(train.classes)} classes, {len(train.labels)} "
-            f"training and {len(test.labels)} test images) of {config['cells']} cells, "
-            f"{config['channels']} channels, {millions:.3f} M parameters, "
-            f"{epochs} epochs of {steps} steps, on {device}, processes: {processes}; "
-            f"{genotype}",
+            f"retrain on {config['dataset']}: {len(train.classes)} classes, "
+            f"{len(train.labels):,} training and {len(test.labels):,} test images,\n"
+            f"  {config['cells']} cells, {config['channels']} channels, {sum(own) / 1e6:.3f} M "
+            f"parameters, {epochs} epochs of {count_of(steps, 'step')},\n"
+            f"  on {device}, processes: {processes}",
         )
-        if config["dataset"] == "folder" and epochs == RETRAIN["default"]["epochs"]:
-            text = "these are the paper's settings, for 50,000 images"
-            log(config, f"{text}; --epochs, --cells and --channels change them")
+        usual = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
+        if config["dataset"] == "folder" and epochs == usual["epochs"]:
+            many = "1.3 million" if config["imagenet"] else "50,000"
+            text = f"these are the paper's settings, for {many} images"
+            log(config, f"  {text}; --epochs, --cells and --channels change them")
         parts = dict(network=network, sgd=sgd)
-        rows = restore(config, state, about, parts)
+        rows = restore(config, state, digest, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
@@ -717,54 +671,57 @@ def retrain(config: dict) -> float:
             if drop_path:
                 network.set_drop_path(drop_path)
             torch.manual_seed(seed(f"drop path {rank}", epoch))
-            batches = stream(train, config, train_index, seed("order", epoch), "retrain")
-            sums = torch.zeros(3, device=device)
+            sums, seen = torch.zeros(3, device=device), 0
             model.train()
-            for images, labels in batches:
+            for x, y in stream(train, config, train_index, "retrain", epoch, True, share=True):
                 with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
-                    logits, logits_auxiliary = model(images)
-                    loss = criterion(logits, labels)
+                    logits, logits_auxiliary = model(x)
+                    loss = criterion(logits, y)
                     if logits_auxiliary is not None:
-                        loss = loss + config["auxiliary"] * criterion(logits_auxiliary, labels)
+                        loss = loss + config["auxiliary"] * criterion(logits_auxiliary, y)
                 sgd.zero_grad(set_to_none=True)
                 (loss / processes).backward()
-                accuracy = 100 * (logits.argmax(1) == labels).float().mean()
+                accuracy = 100 * (logits.argmax(1) == y).float().mean()
                 means = torch.stack([loss.detach(), accuracy]) / processes
                 rome.sum_over_processes(parameters, means)
                 norm = nn.utils.clip_grad_norm_(parameters, config["clip"] or math.inf)
                 sgd.step()
-                sums += torch.cat([means, norm[None]])
+                count = len(y) * processes
+                sums += torch.cat([count * means, norm[None]])
+                seen += count
                 watch(sums)
 
-            loss_train, accuracy_train, norm = (sums / steps).tolist()
-            seconds = time.perf_counter() - start
-            batches = stream(test, config, test_index, 0)
+            seconds, norm_train = time.perf_counter() - start, sums[2].item() / steps
+            loss_train, accuracy_train = (sums[:2] / seen).tolist()
             network.eval()
-            loss, accuracy = evaluate(lambda images: network(images)[0], batches)
+            batches = stream(test, config, test_index, "evaluation")
+            loss_test, accuracy_test = evaluate(lambda x: network(x)[0], batches)
             row = dict(
                 epoch=epoch + 1, lr=lr, drop_path=drop_path, loss_train=loss_train,
-                accuracy_train=accuracy_train, gradient_norm=norm, loss_test=loss,
-                accuracy_test=accuracy,
+                accuracy_train=accuracy_train, gradient_norm=norm_train, loss_test=loss_test,
+                accuracy_test=accuracy_test, images_per_second=seen / seconds, seconds=seconds,
+                peak_mib=peak_mib(device),
             )  # fmt: skip
-            end_epoch(config, rows, row, parts, about, len(train.labels), seconds, device)
+            rows.append(row)
+            end_epoch(config, rows, parts, train, digest)
             log(
                 config,
-                f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, training accuracy "
-                f"{accuracy_train:.1f}%, test accuracy {accuracy:.2f}%, "
-                f"{row['images_per_second']:,.1f} images/s, {row['peak_mib']:.0f} MiB",
+                f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, accuracy "
+                f"{accuracy_train:.1f}% training, {accuracy_test:.2f}% test, "
+                f"{row['images_per_second']:,.0f} images/s",
             )
 
         accuracy = rows[-1]["accuracy_test"]
         log(
             config,
             f"test accuracy {accuracy:.2f}% (error {100 - accuracy:.2f}%) at the last epoch, "
-            f"{epochs}; files in {config['out']}: metrics.csv, last.pt",
+            f"{epochs}\nfiles in {config['out']}: metrics.csv, last.pt",
         )
     return accuracy
 
 
 # --------------------------------------------------------------------------------------------------
-# 6. Command line
+# 5. Command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -789,86 +746,100 @@ def number(kind, least, most=1e9):
 
 
 def make_parser(stage):
-    """The flags of "search" or "retrain". `configure` sets their defaults, rows of the tables."""
-    form, switch = argparse.ArgumentDefaultsHelpFormatter, argparse.BooleanOptionalAction
-    parser = Parser(f"train.py {stage}", add_help=False, allow_abbrev=False, formatter_class=form)
-    add, path = parser.add_argument, os.path.expanduser
-    whole, rate, amount = number(int, 1), number(float, 1e-9), number(float, 0)
-    add("--space", choices=[*rome.SPACES, *NASBENCH], default="darts", help="search space")
+    """The flags of "search" or "retrain". Their defaults are in the tables at the top."""
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(
+        f"train.py {stage}", add_help=False, allow_abbrev=False, formatter_class=form,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    path, whole = os.path.expanduser, number(int, 1)
+    rate, amount = number(float, 1e-9), number(float, 0)
+
+    def flag(name, kind, text, **more):
+        parser.add_argument(name, type=kind, help=text, **more)
+
+    def switch(name, text):
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
+
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    flag("--space", str, "search space", choices=[*rome.SPACES, *NASBENCH])
     if stage == "search":
-        add("--method", choices=TOPOLOGY, default="rome-v2", help="gdas: without beta, K = 1")
-        add("--samples", type=whole, nargs="+", metavar="K", help="sub-networks of a step; or two")
-        add("--alpha-lr", type=rate, help="learning rate of alpha and beta")
-        add("--alpha-weight-decay", type=amount, help="of alpha and beta")
-        add("--tau", type=rate, nargs=2, metavar=("FIRST", "LAST"), help="temperature")
-        add("--recompute", action=switch, default=False, help="recompute cells, to save memory")
-        add("--retrain", action=switch, default=False, help="then retrain the found cell")
+        flag("--method", str, "gdas: without beta, K = 1", choices=TOPOLOGY)
+        flag("--samples", whole, "sub-networks of a step; or two", nargs="+", metavar="K")
+        flag("--alpha-lr", rate, "learning rate of alpha and beta")
+        flag("--alpha-weight-decay", amount, "of alpha and beta")
+        flag("--tau", rate, "temperature", nargs=2, metavar=("FIRST", "LAST"))
+        switch("--recompute", "recompute cells, to save memory")
+        switch("--retrain", "then retrain the found cell")
     else:
-        add(
-            "--genotype",
-            type=path,
-            default="",
-            help="published name, JSON file, or printed genotype",
-        )
-        add("--drop-path", type=number(float, 0, 0.99), help="its rate after the last epoch")
-        add("--auxiliary", type=amount, help="weight of the auxiliary loss; 0: no such head")
-        add("--compile", action=switch, default=False, help="torch.compile the network")
-    add("--dataset", choices=DATASETS, default="cifar10", help="folder: DIR/{train,test}/CLASS/*")
-    add("--data", type=path, default="data", help="where images are, or are downloaded to")
-    add("--image-size", type=whole, help="pixels; folder: with ImageNet's stem from 128 on")
-    add("--epochs", type=whole, help="epochs")
-    add("--batch-size", type=number(int, 2), help="images of a step")
-    add("--channels", type=number(int, 2), help="initial channels")
-    add("--cells", type=whole, help="cells (nb201: of a stage)")
-    add("--lr", type=rate, help="initial learning rate of the weights")
-    add("--weight-decay", type=amount, help="of the weights")
-    add("--clip", type=amount, help="bound on the norm of the weights' gradient; 0: none")
-    add("--cutout", type=number(int, 0), help="side of the erased square; 0: none")
-    add("--seed", type=number(int, 0), default=0, help="of everything random")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    add("--amp", action=switch, default=False, help="mixed precision in bfloat16")
-    add("--deterministic", action=switch, default=False, help="deterministic kernels")
-    add("--workers", type=number(int, 0), default=2, help="processes that read images")
-    add("--out", type=path, help="the run's folder")
-    add("--resume", action=switch, default=False, help="go on from the folder's last checkpoint")
+        flag("--genotype", path, "published name, JSON file, or printed genotype")
+        flag("--drop-path", number(float, 0, 0.99), "its rate after the last epoch")
+        flag("--auxiliary", amount, "weight of the auxiliary loss; 0: no such head")
+        switch("--compile", "torch.compile the network")
+    flag("--dataset", str, "folder: DIR/{train,test}/CLASS/*", choices=DATASETS)
+    flag("--data", path, "where images are, or are downloaded to")
+    flag("--image-size", whole, "pixels; folder: with ImageNet's stem from 128 on")
+    flag("--epochs", whole, "epochs")
+    flag("--batch-size", number(int, 2), "images of a step")
+    flag("--channels", number(int, 2), "initial channels")
+    flag("--cells", whole, "cells (nb201: of a stage)")
+    flag("--lr", rate, "initial learning rate of the weights")
+    flag("--weight-decay", amount, "of the weights")
+    flag("--clip", amount, "bound on the norm of the weights' gradient; 0: none")
+    flag("--cutout", number(int, 0), "side of the erased square; 0: none")
+    flag("--seed", number(int, 0), "of everything random")
+    flag("--device", str, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    switch("--amp", "mixed precision in bfloat16")
+    switch("--deterministic", "deterministic kernels")
+    flag("--workers", number(int, 0), "processes that read images")
+    flag("--out", path, "the run's folder")
+    switch("--resume", "go on from the folder's last checkpoint")
     return parser
 
 
 def configure(stage: str, words: list[str]) -> dict:
     """All settings of a stage: the flags, over the rows of its table. ValueError if they clash."""
     parser = make_parser(stage)
-    given = parser.parse_known_args(words)[0]
-    if stage == "retrain" and given.genotype:
-        genotype = genotypes.load(given.genotype)
-        home = {rome.Genotype: "darts", str: "nb201"}.get(type(genotype), "1shot1-1")
-        parser.set_defaults(space=genotypes.space_of(given.genotype) or home)
-        given = parser.parse_known_args(words)[0]
-    imagenet = given.dataset == "imagenet"
-    if given.dataset == "folder" and given.image_size:
-        imagenet = given.image_size >= 128
+    given = vars(parser.parse_args(words))
+    wants_help = given.pop("help", False)
+    config = COMMON | SWITCHES[stage] | given | dict(stage=stage)
+    dataset, size = config["dataset"], given.get("image_size", 0)
+    config["imagenet"] = dataset == "imagenet" or (dataset == "folder" and size >= 128)
+    if stage == "retrain" and not wants_help:
+        config |= cell_of(given)
     table = SEARCH if stage == "search" else RETRAIN
-    row = settings_of(table, given.space, given.dataset, imagenet)
+    row = settings_of(table, config["space"], dataset, config["imagenet"])
     if stage == "search":
-        row["samples"] = [1] if given.method == "gdas" else row["samples"]
-        row["out"] = f"runs/{given.space}-{given.dataset}-{given.method}-s{given.seed}"
-    elif os.path.isfile(given.genotype):
-        row["out"] = str(Path(given.genotype).parent / "retrain")
-    else:
-        name = given.genotype if given.genotype in genotypes.PUBLISHED else "cell"
-        row["out"] = f"runs/retrain-{name}-{given.dataset}-s{given.seed}"
-    parser.set_defaults(**row)
-    parser.add_argument("-h", "--help", action="help", help="show this and stop")
-    config = vars(parser.parse_args(words)) | dict(stage=stage, imagenet=imagenet)
-    if stage == "retrain":
-        if not given.genotype:
-            known = ", ".join(genotypes.PUBLISHED)
-            raise ValueError(f"retrain needs --genotype: a file, text, or a name: {known}")
-        config["genotype"] = str(genotype)
-        family = config["space"] if config["space"] in NASBENCH else "darts"
-        if family.partition("-")[0] != home.partition("-")[0]:
-            raise ValueError(f"--space {config['space']}: the genotype is not of this space")
+        row["out"] = "runs/{space}-{dataset}-{method}-s{seed}".format(**config)
+        row["samples"] = [1] if config["method"] == "gdas" else row["samples"]
+    config = row | config
+    if "cutout" not in given:
+        config["cutout"] = min(config["cutout"], config["image_size"] // 2)
+    if wants_help:
+        parser.set_defaults(**config)
+        parser.print_help()
+        raise SystemExit
     refuse(config)
     return config
+
+
+def cell_of(given):
+    """The genotype of a retrain, as text, and its space: the flag's, the file's, or the usual."""
+    if "genotype" not in given:
+        known = ", ".join(genotypes.PUBLISHED)
+        raise ValueError(f"retrain needs --genotype: a file, text, or a name: {known}")
+    source = given["genotype"]
+    genotype = genotypes.load(source)
+    kind = genotypes.KINDS[type(genotype).__name__]  # darts, nb201 or 1shot1
+    usual = "1shot1-1" if kind == "1shot1" else kind
+    space = given.get("space") or genotypes.space_of(source) or usual
+    if kind != (space.partition("-")[0] if space in NASBENCH else "darts"):
+        raise ValueError(f"--space {space}: the genotype is not of this space")
+    name = source if source in genotypes.PUBLISHED else "cell"
+    out = f"runs/retrain-{name}-{given.get('dataset', 'cifar10')}-s{given.get('seed', 0)}"
+    if os.path.isfile(source):
+        out = str(Path(source).parent / "retrain")
+    return dict(genotype=str(genotype), space=space, out=given.get("out", out))
 
 
 def refuse(config):
@@ -878,6 +849,8 @@ def refuse(config):
         raise ValueError(f"--image-size: the images of {config['dataset']} have 32 pixels")
     if size % multiple or size > 4096:
         raise ValueError(f"--image-size must be a multiple of {multiple}, at most 4096")
+    if config["cutout"] >= size:
+        raise ValueError(f"--cutout {config['cutout']} can erase a whole image of {size} pixels")
     if len(config.get("samples", [])) > 2:
         raise ValueError("--samples takes one or two numbers")
     if config["space"] in NASBENCH:
@@ -899,20 +872,53 @@ def words_of_retrain(config):
 
 
 def run(words, program):
-    if not words or words[0] not in ("search", "retrain"):
+    """What the command line asks for: a search, a retrain, or one after the other."""
+    stage = words[0] if words else ""
+    if stage in ("-h", "--help"):
+        say(f"{program} search --help     finds a cell: its flags")
+        say(f"{program} retrain --help    trains a cell from scratch: its flags")
+        return
+    if stage not in ("search", "retrain"):
         raise ValueError(f"{program} search or {program} retrain, with flags; --help lists them")
-    config = configure(words[0], words[1:])
-    if words[0] == "retrain":
+    config = configure(stage, words[1:])
+    if stage == "retrain":
         retrain(config)
         return
-    search(config)
-    then = words_of_retrain(config)
+    genotype, then = search(config), words_of_retrain(config)
     if config["retrain"]:
-        if dist.is_initialized():
-            dist.barrier()  # until the first process has written the genotype
+        # Other nodes need not see the file of the genotype.
+        then += ["--genotype", str(genotype), "--out", str(Path(config["out"], "retrain"))]
         retrain(configure("retrain", then + ["--resume"] * config["resume"]))
-    else:
-        log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
+        log(config, f"next: python -m tools.baseline {shlex.quote(config['out'])}")
+        return
+    later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
+    size = "{cells} cells, {channels} channels, {epochs} epochs".format(**later)
+    if config["dataset"] == "folder" and not config["imagenet"]:
+        then += SMALL
+        size = f"these are for a few hundred images; without {shlex.join(SMALL)}: {size}"
+    log(config, f"the retrain: {size}")
+    log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
+
+
+def explain(error):
+    """The exit status and the line of an error; None for one of the program's own."""
+    line, text = last_line(error), str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; the same command with --resume goes on"
+    if isinstance(error, FloatingPointError):
+        other = "begin again with another --out and a lower --lr, or without --amp"
+        return 3, f"{line}; {other}; the last checkpoint is kept"
+    if isinstance(error, ModuleNotFoundError):
+        return 2, f"the module {error.name} is missing: pip install {error.name}"
+    if "shared memory" in text or "</torch_" in text:
+        return 2, "/dev/shm is full, through which workers send images: --workers 0 needs none"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+        return 2, "the memory is full; lower --batch-size, or add --amp"
+    if isinstance(error, (OSError, ValueError)):
+        return 2, line
+    if dist.is_initialized() or "DataLoader" in line:
+        return 1, f"a process was lost: {line}"
+    return None
 
 
 def guarded(name: str, function, *arguments) -> int:
@@ -920,26 +926,15 @@ def guarded(name: str, function, *arguments) -> int:
 
     Exit status: 0 done; 2 bad input; 3 a loss is not finite; 130 Ctrl-C; 1 another process is lost.
     """
-    status, text = 2, ""
     try:
         status = function(*arguments) or 0
     except SystemExit:  # --help
         status = 0
-    except KeyboardInterrupt:
-        status, text = 130, "interrupted; the same command with --resume goes on"
-    except FloatingPointError as error:
-        status, text = 3, f"{error}; lower --lr or leave out --amp; the last checkpoint is kept"
-    except ModuleNotFoundError as error:
-        text = f"the module {error.name} is missing: pip install {error.name}"
-    except (OSError, ValueError) as error:
-        text = last_line(error)
-    except (RuntimeError, MemoryError) as error:
-        line, text = last_line(error), "the memory is full; lower --batch-size, or add --amp"
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in line:
-            status, text = 1, f"a process was lost: {line}"
-            if not dist.is_initialized() and "DataLoader" not in line:
-                raise
-    if text:
+    except (Exception, KeyboardInterrupt) as error:
+        found = explain(error)
+        if found is None:
+            raise
+        status, text = found
         say(("\n" if is_terminal() else "") + f"{name}: error: {text}", error=True)
     if dist.is_initialized():
         # torch 2.6 joins gloo's threads while it holds the GIL, which they need to end.

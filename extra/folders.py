@@ -1,6 +1,9 @@
 """Data sets of image files, DIR/{train,test}/CLASS/**, and the one way from a file to pixels."""
 
 import re
+import signal
+import time
+import unicodedata
 import warnings
 from collections import Counter
 from functools import partial
@@ -35,22 +38,24 @@ def list_folder(root: str, split: str) -> Folder:
     """Lists the images of DIR/train or DIR/test, or of DIR/val where there is no DIR/test.
 
     A class is a folder, with the folders in it. Names that begin with a dot are no data. A file
-    counts once, however many symbolic links lead to it. No image is opened. ValueError for fewer
-    than two classes, a class without images, a file in two classes, and for a test split whose
-    classes are not those of train.
+    counts once, however many symbolic links lead to it. No image is opened. The names of classes
+    are in Unicode's form NFC, whatever wrote the folder. ValueError for fewer than two classes, a
+    class without images, a file in two classes, and for a test split whose classes are not those
+    of train.
     """
     place = Path(root, split)
     if split == "test" and not place.is_dir():
         place = Path(root, "val")
-    classes = class_names(place)
-    odd = ", ".join(sorted(set(classes) ^ set(class_names(Path(root, "train")))))
+    folders = class_folders(place)
+    classes = list(folders)
+    odd = ", ".join(sorted(folders.keys() ^ class_folders(Path(root, "train")).keys()))
     if odd:
         raise ValueError(f"train and {place} must have the same classes; one lacks {odd:.200}")
     left_out = Counter({"in no class": len(visible(place)) - len(classes)})
     formats = Image.registered_extensions()
     files, labels, label_of = [], [], {}
     for label, name in enumerate(classes):
-        for path in files_under(place / name, set()):
+        for path in files_under(folders[name], set()):
             file, ending = realpath(path), path.suffix.lower()
             if formats.get(ending, "PDF") in NOT_READ:
                 left_out[ending or "without an ending"] += 1
@@ -63,7 +68,7 @@ def list_folder(root: str, split: str) -> Folder:
                 raise ValueError(f"{path} is in class {other} too: remove it from one of them")
         if label not in labels[-1:]:
             raise ValueError(
-                f"{place / name} has no image that Pillow reads: add some or remove it"
+                f"{folders[name]} has no image that Pillow reads: add some or remove it"
             )
     note = ", ".join(f"{count} {kind}" for kind, count in (+left_out).most_common(9))
     return Folder(files, torch.tensor(labels), classes, note and f"files left out: {note}")
@@ -74,14 +79,20 @@ def visible(folder):
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def class_names(place):
-    """The names of the folders in train, test or val. ValueError if there are fewer than two."""
-    folders = visible(place) if place.is_dir() else []
-    names = [path.name for path in folders if path.is_dir()]
-    if len(names) < 2:
+def class_folders(place):
+    """Class -> its folder in train, test or val. ValueError if there are fewer than two."""
+    paths = visible(place) if place.is_dir() else []
+    folders = {}
+    for path in paths:
+        name = unicodedata.normalize("NFC", path.name)
+        if path.is_dir():
+            if name in folders:
+                raise ValueError(f"{place} has two folders {name}, whose letters only look alike")
+            folders[name] = path
+    if len(folders) < 2:
         layout = "DIR/train/CLASS/ and DIR/test/CLASS/ (or val) with image files"
         raise ValueError(f"no folder {place} with two classes at least: --data DIR wants {layout}")
-    return names
+    return dict(sorted(folders.items()))
 
 
 def files_under(folder, entered):
@@ -158,38 +169,45 @@ def to_gray(image, is_32_bit):
     return Image.fromarray((values * (255 / full)).round().astype("uint8"))
 
 
-def read_images(files: list, size: int, imagenet: bool = False) -> Tensor:
-    """uint8 (N, size, size, 3), not augmented. ValueError names up to ten unreadable files."""
+def read_images(files: list, size: int, imagenet=False, tell=lambda text: None) -> Tensor:
+    """uint8 (N, size, size, 3), not augmented. ValueError names up to ten unreadable files.
+
+    tell: is called every ten seconds with a line of text.
+    """
     pixels = torch.empty(len(files), size, size, 3, dtype=torch.uint8)
 
-    def read(index, file):
-        image = centre(read_image(file), size, imagenet)
+    def read(index):
+        image = centre(read_image(files[index]), size, imagenet)
         pixels[index] = torch.tensor(asarray(image))
 
-    by_threads(read, files)
+    by_threads(read, len(files), tell)
     return pixels
 
 
-def check_images(files: list, whole: bool) -> None:
+def check_images(files: list, whole: bool, tell=lambda text: None) -> None:
     """The error of read_images, before the images are needed. whole=False only opens the files."""
-    by_threads(lambda index, file: read_image(file, whole), files)
+    by_threads(lambda index: read_image(files[index], whole), len(files), tell)
 
 
-def by_threads(function, files):
-    """Calls function(index, file) for every file. What these calls raise becomes one ValueError."""
-    errors = []
+def by_threads(function, count, tell):
+    """Calls function(0), function(1), ... What these calls raise becomes one ValueError."""
 
-    def attempt(index, file):
+    def attempt(index):
         try:
-            function(index, file)
+            function(index)
         except ValueError as error:
-            errors.append(str(error))
+            return str(error)
 
+    errors, last = [], time.monotonic()
     with ThreadPool(16) as pool:
-        pool.starmap(attempt, enumerate(files))
+        for done, error in enumerate(pool.imap_unordered(attempt, range(count)), 1):
+            errors += [error] if error else []
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                tell(f"{done:,} of {count:,} images read")
     if errors:
         first = "; ".join(sorted(errors)[:10])
-        raise ValueError(f"{len(errors)} of {len(files)} files cannot be read: {first}")
+        raise ValueError(f"{len(errors)} of {count} files cannot be read: {first}")
 
 
 def centre(image, size, imagenet):
@@ -219,3 +237,19 @@ class Files(torch.utils.data.Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU
             return torch.tensor(asarray(self.transform(image)))
+
+
+def read_batches(files, batches, seed, workers, generator):
+    """Yields the pixels of every batch of numbers, read by worker processes."""
+    items = [[(n, seed + n) for n in numbers.tolist()] for numbers in batches]  # index, seed
+    return iter(
+        torch.utils.data.DataLoader(
+            files, batch_sampler=items, num_workers=workers, generator=generator,
+            worker_init_fn=ignore_interrupt,
+        )
+    )  # fmt: skip
+
+
+def ignore_interrupt(worker):
+    """Ctrl-C is for the main process to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
