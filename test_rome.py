@@ -1475,7 +1475,7 @@ def test_crops_do_not_depend_on_the_image():
     count, epochs = 60, 300
     pixels = torch.arange(1, 33).view(1, 32, 1, 1).expand(count, 32, 32, 3).clone()
     statistics = torch.zeros(3).tolist(), torch.ones(3).tolist()
-    images = train.images.Images(pixels.byte(), torch.arange(count), [], [], "", statistics)
+    images = train.images.Images(pixels.byte(), torch.arange(count), [], [], statistics)
     config = dict(seed=3, batch_size=20, imagenet=False, cutout=0)
     table = torch.zeros(count, 9)
     for epoch in range(epochs):

@@ -215,10 +215,8 @@ def restore(config, state, digest, parts):
             log(config, f"{text} the numbers may differ in their last digits")
     elif config["resume"]:
         log(config, "there is no checkpoint yet: the run begins at its first epoch")
-    total = 0.0
-    for part in list(parts.values())[:1]:  # the network
-        for value in part.state_dict().values():
-            total += value.double().cpu().sum().item()
+    network = next(iter(parts.values()))
+    total = sum(p.detach().cpu().double().sum().item() for p in network.parameters())
     compare_processes(images=digest, epoch=len(rows), weights=total)
     return rows
 
@@ -486,9 +484,12 @@ def search(config: dict):
         later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
         check_shares(later, processes)
     with claimed(config) as state:
-        train = read_split(config, "train", device)  # the search never looks at the test images
+        tell = functools.partial(log, config)
+        train = load_data(
+            config, "train", device, tell
+        )  # the search never looks at the test images
         if config["retrain"]:
-            read_split(config, "test")  # but what the retrain will need is checked first
+            load_data(config, "test", "cpu", tell)  # but what the retrain needs is checked first
         digest = fingerprint(config, train)
         weight_half, architecture_half = halves(train.labels, config["fraction"], seed("halves"))
         some = torch.Generator().manual_seed(seed("evaluation"))
@@ -513,7 +514,7 @@ def search(config: dict):
             f"and beta,\n"
             f"  K = {samples[0]} for alpha and {samples[1]} for the weights, "
             f"{sum(p.numel() for p in net.weights()):,} weights,\n"
-            f"  {epochs} epochs of {count_of(steps, 'step')}, on {device}, processes: {processes}\n"
+            f"  epochs: {epochs}, steps of each: {steps}, on {device}, processes: {processes}\n"
             f"  The supernet accuracy below is the derived cell's, not a result.",
         )
         if steps == 1:
@@ -589,24 +590,6 @@ def search(config: dict):
     return genotype
 
 
-def read_split(config, split, device="cpu"):
-    """The images of a split. The log says which files were left out."""
-    found = load_data(config, split, device, functools.partial(tell, config))
-    if found.note:
-        log(config, f"{split} images: {found.note}")
-    return found
-
-
-def tell(config, text):
-    """Prints a line. Of several processes the first one speaks."""
-    if rome.rank_and_world()[0] == 0:
-        say(text)
-
-
-def count_of(number, noun):
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 # --------------------------------------------------------------------------------------------------
 # 4. Retrain
 
@@ -634,8 +617,9 @@ def retrain(config: dict) -> float:
     check_shares(config, processes)
     config = config | dict(processes=processes)  # each has batch norms of its own
     with claimed(config) as state:
-        train = read_split(config, "train", device)
-        test = read_split(config, "test", device)._replace(statistics=train.statistics)
+        tell = functools.partial(log, config)
+        train = load_data(config, "train", device, tell)
+        test = load_data(config, "test", device, tell)._replace(statistics=train.statistics)
         digest = fingerprint(config, train, test)
         train_index, test_index = torch.arange(len(train.labels)), torch.arange(len(test.labels))
         steps = len(shuffle(train_index, config["batch_size"], share=True))
@@ -652,14 +636,14 @@ def retrain(config: dict) -> float:
             f"retrain on {config['dataset']}: {len(train.classes)} classes, "
             f"{len(train.labels):,} training and {len(test.labels):,} test images,\n"
             f"  {config['cells']} cells, {config['channels']} channels, {sum(own) / 1e6:.3f} M "
-            f"parameters, {epochs} epochs of {count_of(steps, 'step')},\n"
-            f"  on {device}, processes: {processes}",
+            f"parameters,\n"
+            f"  epochs: {epochs}, steps of each: {steps}, on {device}, processes: {processes}",
         )
-        usual = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
-        if config["dataset"] == "folder" and epochs == usual["epochs"]:
-            many = "1.3 million" if config["imagenet"] else "50,000"
-            text = f"these are the paper's settings, for {many} images"
-            log(config, f"  {text}; --epochs, --cells and --channels change them")
+        if config["dataset"] == "folder" and epochs >= 250:
+            text = (
+                "these are the paper's epochs, for 50,000 images (with ImageNet's stem 1.3 million)"
+            )
+            log(config, f"  {text};\n  --epochs, --cells and --channels change the settings")
         parts = dict(network=network, sgd=sgd)
         rows = restore(config, state, digest, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
@@ -895,7 +879,7 @@ def run(words, program):
     size = "{cells} cells, {channels} channels, {epochs} epochs".format(**later)
     if config["dataset"] == "folder" and not config["imagenet"]:
         then += SMALL
-        size = f"these are for a few hundred images; without {shlex.join(SMALL)}: {size}"
+        size = f"for a few hundred images as below; the paper's, for 50,000: {size}"
     log(config, f"the retrain: {size}")
     log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
 

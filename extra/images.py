@@ -29,7 +29,6 @@ class Images(NamedTuple):
     labels: Tensor  # (N,)
     classes: list
     files: list = []
-    note: str = ""  # which files were left out
     statistics: tuple = ()  # mean and deviation per channel of the pixels / 255
 
 
@@ -51,7 +50,7 @@ def barrier():
 def load_data(config: dict, split: str, device="cpu", tell=lambda text: None) -> Images:
     """The "train" or "test" images of config["dataset"]. ValueError if they are not there.
 
-    tell: is called with a line of text while files are read.
+    tell: is called with a line of text when files are read: how many, and which were left out.
     """
     name, size = config["dataset"], config["image_size"]
     if name == "shapes":
@@ -63,13 +62,13 @@ def load_data(config: dict, split: str, device="cpu", tell=lambda text: None) ->
         from extra import folders
 
         files, labels, classes, note = folders.list_folder(config["data"], split)
-        tell(f"reading {len(files):,} {split} images from {config['data']}")
+        tell(f"reading {len(files):,} {split} images from {config['data']}. {note}")
         pixels = None
         if not config["imagenet"] and len(files) * size**2 * 3 <= 4 * 2**30:  # bytes
             pixels = folders.read_images(files, size, tell=tell)
         else:  # to decode all of ImageNet would take hours
             folders.check_images(files, name == "folder", tell)
-        images = Images(pixels, labels, classes, files, note)
+        images = Images(pixels, labels, classes, files)
     else:
         images = load_torchvision(name, config["data"], split)
     pixels = images.pixels if images.pixels is None else images.pixels.to(device)
