@@ -1472,6 +1472,7 @@ def test_data_of_torchvision_becomes_pixels_and_labels(name, tmp_path, monkeypat
         patch.setattr(torchvision.datasets, kind, lambda root, split, download: made)
         data = train.load_data(config | dict(image_size=32), "train")
     assert torch.equal(data.pixels, torch.tensor(rows)) and data.labels.tolist() == [3, 1]
+    (tmp_path / "other").touch()
     monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=OSError("no network")))
     archive = real.split_list["train"][1] if name == "svhn" else real.filename
     for state in ("is not there", "is incomplete or broken"):

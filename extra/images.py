@@ -3,7 +3,7 @@
 import hashlib
 import os
 import random
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -89,10 +89,12 @@ def load_torchvision(name, folder, split):
         data = kind(folder, part, download=True)
     except (OSError, RuntimeError) as error:
         url, file = kind.split_list[split][:2] if name == "svhn" else (kind.url, kind.filename)
-        archive, reason = Path(folder, file), str(error).strip().partition("\n")[0]
-        state = "is incomplete or broken" if archive.exists() else "is not there"
-        with_it = f"{archive} {state}, and the download failed ({reason:.200})"
-        raise ValueError(f"no {name}: {with_it}; put {url} there") from None
+        archive = os.path.join(folder, file)
+        state = "is incomplete or broken" if os.path.exists(archive) else "is not there"
+        with suppress(OSError):
+            os.rmdir(folder)  # if it is empty
+        text = f"no {name}: {archive} {state}, and the download failed ({error!s:.200})"
+        raise ValueError(f"{text}; put {url} there") from None
     if name == "svhn":
         pixels = torch.tensor(data.data).permute(0, 2, 3, 1).contiguous()
         return Images(pixels, torch.tensor(data.labels).long(), list("0123456789"))
@@ -141,13 +143,10 @@ def halves(labels, fraction, seed):
     step = round(1 / fraction)
     order = order[: len(order) // step * step]  # so that both parts have as many images
     parts = order[::step], order[1::step]
-    counts = labels.bincount()
-    for part in parts:
-        missing = (labels[part].bincount(minlength=len(counts)) == 0).nonzero()
-        if len(missing) > 0:
-            label = missing[0].item()
-            text = f"class {label} (from 0) has {counts[label]} images and a part of the search"
-            raise ValueError(f"{text} gets 1/{step} of them, here none: add {2 * step} or more")
+    for label, count in enumerate(labels.bincount().tolist()):
+        if not all((labels[part] == label).any() for part in parts):
+            text = f"class {label} (from 0) has {count} images, and a part of the search gets"
+            raise ValueError(f"{text} 1/{step} of them, here none: it needs {2 * step}")
     return parts
 
 

@@ -105,7 +105,16 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     save(val / "2" / "0.png")
     refused("same classes; one lacks 10, 2", "test")
     (val / "2").rename(val / "10")
-    assert folders.list_folder(str(tmp_path), "test").classes == ["1", "10"]
+    for split, name in (
+        ("train", "cafe\u0301"),
+        ("val", "caf\u00e9"),
+    ):  # as macOS writes it, as Linux
+        save(tmp_path / split / name / "0.png")
+    assert folders.list_folder(str(tmp_path), "test").classes == ["1", "10", "caf\u00e9"]
+    save(val / "cafe\u0301" / "0.png")
+    refused("only look alike", "test")
+    (val / "cafe\u0301" / "0.png").unlink()
+    (val / "cafe\u0301").rmdir()
     (train / "2").mkdir()
     refused("train/2 has no image")
     (train / "2" / "link.png").symlink_to(image)
