@@ -124,6 +124,7 @@ def claimed(config):
 
     ValueError if another run has the folder, or has left its files in it, or had other settings.
     """
+    compare_processes(**{name: config[name] for name in config.keys() - FREE})
     folder, first = Path(config["out"]), rome.rank_and_world()[0] == 0
     folder.mkdir(parents=True, exist_ok=True)
     state = last_checkpoint(config)
@@ -179,9 +180,9 @@ def locked(folder):
         try:
             yield
         finally:
-            if os.path.getsize(folder / "log.txt") == 0:  # a failed start leaves nothing
-                os.unlink(folder / "log.txt")
-                with suppress(OSError):
+            with suppress(OSError):
+                if os.path.getsize(folder / "log.txt") == 0:  # a failed start leaves nothing
+                    os.unlink(folder / "log.txt")
                     folder.rmdir()
 
 
@@ -291,9 +292,10 @@ def watcher(config, device, steps):
 
     def watch(sums):
         nonlocal done, begin, due
-        done, now = done + 1, time.perf_counter()
-        if done % 50 == 0:
-            check_finite(sums)
+        done += 1
+        if done < 3 or done % 50 == 0:
+            check_finite(sums)  # which waits for the device
+        now = time.perf_counter()
         if done == 1:
             begin = due = now
             return
@@ -350,7 +352,6 @@ def set_up(config):
         raise ValueError(f"--device {name}: this PyTorch finds no such device; use --device cpu")
     gpus = torch.cuda.device_count() if name == "cuda" else 0
     join_processes(gpus)
-    compare_processes(**{name: config[name] for name in config.keys() - FREE})
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config["deterministic"])
@@ -485,11 +486,10 @@ def search(config: dict):
         check_shares(later, processes)
     with claimed(config) as state:
         tell = functools.partial(log, config)
-        train = load_data(
-            config, "train", device, tell
-        )  # the search never looks at the test images
+        # The search never looks at the test images. But what the retrain needs is checked first.
+        train = load_data(config, "train", device, tell)
         if config["retrain"]:
-            load_data(config, "test", "cpu", tell)  # but what the retrain needs is checked first
+            load_data(config, "test", "cpu", tell)
         digest = fingerprint(config, train)
         weight_half, architecture_half = halves(train.labels, config["fraction"], seed("halves"))
         some = torch.Generator().manual_seed(seed("evaluation"))

@@ -109,12 +109,11 @@ def statistics_of(images, config):
 
         some = images.files[:: 1 + len(images.files) // 2000]
         pixels = folders.read_images(some, config["image_size"], config["imagenet"])
-    mean, square = torch.zeros(2, 3, dtype=torch.double)
+    moments = torch.zeros(2, 3, dtype=torch.double)  # sums of the values, and of their squares
     for part in pixels.split(100):
         values = part.flatten(0, 2).double() / 255  # (values, 3)
-        share = len(part) / len(pixels)
-        mean += share * values.mean(0)
-        square += share * values.square().mean(0)
+        moments += torch.stack([values.sum(0), values.square().sum(0)])
+    mean, square = moments / (pixels.numel() / 3)
     deviation = (square - mean**2).clamp_min(1 / 255**2).sqrt()
     return mean.tolist(), deviation.tolist()
 
