@@ -491,7 +491,9 @@ def search(config: dict):
         if config["retrain"]:
             load_data(config, "test", "cpu", tell)
         digest = fingerprint(config, train)
-        weight_half, architecture_half = halves(train.labels, config["fraction"], seed("halves"))
+        weight_half, architecture_half = halves(
+            train.labels, config["fraction"], seed("halves"), train.classes
+        )
         some = torch.Generator().manual_seed(seed("evaluation"))
         judged = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
         steps = len(shuffle(weight_half, config["batch_size"]))

@@ -131,10 +131,10 @@ def fingerprint(config, *splits):
 # 2. Which images
 
 
-def halves(labels, fraction, seed):
+def halves(labels, fraction, seed, classes=range(10**6)):
     """Disjoint random parts (weights, architecture), each with `fraction` of every class.
 
-    ValueError if a part has no image of a class.
+    ValueError if a part has no image of a class; classes: their names.
     """
     labels = labels.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -144,7 +144,7 @@ def halves(labels, fraction, seed):
     parts = order[::step], order[1::step]
     for label, count in enumerate(labels.bincount().tolist()):
         if not all((labels[part] == label).any() for part in parts):
-            text = f"class {label} (from 0) has {count} images, and a part of the search gets"
+            text = f"class {classes[label]} has {count} images, and a part of the search gets"
             raise ValueError(f"{text} 1/{step} of them, here none: it needs {2 * step}")
     return parts
 
