@@ -1,26 +1,27 @@
 """The study of the paper's claims: its searches, what became of them, and the page's tables.
 
-    python evidence/study.py images SOURCE DIR    the first 2,500 training images of each class
+    python evidence/study.py images SOURCE DIR    the images of the study
     python evidence/study.py run --arm s0-rome-k7 --seed 0 --data DIR    a search, or its rest
-    python evidence/study.py collect RUNS --surrogate FILE.onnx --table CSV    runs -> results/*.csv
-    python evidence/study.py figures    results/*.csv -> the pages' tables and fit.svg
+    python evidence/study.py collect RUNS --surrogate FILE.onnx    runs -> results/*.csv
+    python evidence/study.py retrain CELL... --seeds 0 1 --data DIR --surrogate FILE.onnx
+    python evidence/study.py gradients RUN --data DIR    alpha's and beta's, beside Adam's decay
+    python evidence/study.py figures    results/*.csv -> the page's tables and percentiles.svg
 
-SOURCE/train/CLASS/* are all 50,000 training images of CIFAR-10. A run's folder is RUNS/ARM-sSEED.
-`collect` keeps the rows of runs that it does not find, so runs can be made on several machines.
+SOURCE/train/CLASS/* are all 50,000 training images of CIFAR-10, SOURCE/test/CLASS/* its test
+images. A run's folder is RUNS/ARM-sSEED. `collect` takes seconds. It also reads runs that have not
+ended, and keeps the rows of runs that it does not find, so runs can be made on several machines.
+With --supernets it asks each supernet of S0 about 214 cells, which takes minutes.
 
 FILE.onnx is a surrogate of NAS-Bench-301 (slds-lmu/yahpo_data, v2_final). It predicts the
 validation accuracy of a cell of S0. Its encoding lies beside it as FILE_encoding.json, and so does
 random_cells.csv: 214 random cells (genotype) and their test accuracies (test_accuracy_last) after
-600 epochs, by Yang et al., ICLR 2020 (antoyang/NAS-Benchmark). A run takes minutes to measure.
-CSV is the table of NAS-Bench-201, with the columns ops, params and c10_test.
+600 epochs, by Yang et al., ICLR 2020 (antoyang/NAS-Benchmark).
 """
 
 import argparse
 import csv
 import functools
-import gzip
 import json
-import random
 import shutil
 import statistics
 import sys
@@ -36,9 +37,8 @@ sys.path.insert(0, str(HERE.parent))
 import genotypes  # noqa: E402
 import rome  # noqa: E402
 import train  # noqa: E402
-from extra import nasbench  # noqa: E402
 
-RESULTS = HERE / "results"
+PAGE, RESULTS = HERE / "README.md", HERE / "results"
 CELLS, IMAGES = 200, 2000  # of a measurement
 
 # --------------------------------------------------------------------------------------------------
@@ -47,7 +47,6 @@ CELLS, IMAGES = 200, 2000  # of a measurement
 # S0 and S2 five times shorter than the paper's search: 3,910 steps in place of 19,550, or at K = 1
 # 27,370 in place of 136,850. alpha's rate is five times the paper's, so that its way is as long.
 SHORT = "--image-size 16 --channels 8 --cells 8 --batch-size 32 --alpha-lr 1.5e-3"
-NB201 = "--space nb201 --image-size 16 --channels 8 --cells 1 --batch-size 32 --epochs 175"
 ARMS = {
     "s0-gdas-k1-steps": f"--space darts --method gdas --samples 1 --epochs 10 {SHORT}",
     "s0-rome-k1-steps": f"--space darts --method rome-v2 --samples 1 --epochs 10 {SHORT}",
@@ -59,23 +58,17 @@ ARMS = {
     "s2-rome-k1": f"--space s2 --method rome-v2 --samples 1 --epochs 70 {SHORT}",
     "s2-gdas-k7": f"--space s2 --method gdas --samples 7 --epochs 10 {SHORT}",
     "s2-rome-k7": f"--space s2 --method rome-v2 --samples 7 --epochs 10 {SHORT}",
-    # All 50,000 images: can a supernet that sees each image 175 times do without overfitting?
-    "nb201-gdas-k1": f"{NB201} --method gdas --samples 1",
-    "nb201-rome-k1": f"{NB201} --method rome-v2 --samples 1",
 }
 # What if alpha may move? Without its decay, or with a temperature that begins low, or both.
-for name, base, words in (
-    ("s0-rome-k7-decay0", "s0-rome-k7", "--alpha-weight-decay 0"),
-    ("s0-gdas-k7-decay0", "s0-gdas-k7", "--alpha-weight-decay 0"),
-    ("s0-rome-k1-steps-decay0", "s0-rome-k1-steps", "--alpha-weight-decay 0"),
-    ("s0-gdas-k1-steps-decay0", "s0-gdas-k1-steps", "--alpha-weight-decay 0"),
-    ("s0-rome-k7-tau1", "s0-rome-k7", "--tau 1 0.1"),
-    ("s0-rome-k7-decay0-tau1", "s0-rome-k7", "--alpha-weight-decay 0 --tau 1 0.1"),
-    ("s0-rome-k1-decay0", "s0-rome-k1", "--alpha-weight-decay 0"),
-    ("s2-rome-k7-decay0", "s2-rome-k7", "--alpha-weight-decay 0"),
-    ("s0-rome-k1-steps-decay0-late", "s0-rome-k1-steps", "--alpha-weight-decay 0"),
-):
-    ARMS[name] = f"{ARMS[base]} {words}"
+CHANGES = {
+    "-decay0": "--alpha-weight-decay 0",
+    "-tau1": "--tau 1 0.1",
+    "-decay0-tau1": "--alpha-weight-decay 0 --tau 1 0.1",
+    "-decay0-late": "--alpha-weight-decay 0",  # see `late`
+}
+for name in list(ARMS):
+    for ending, words in CHANGES.items():
+        ARMS[name + ending] = f"{ARMS[name]} {words}"
 
 
 def arm_of(run: str) -> str:
@@ -84,21 +77,16 @@ def arm_of(run: str) -> str:
 
 
 def images(options) -> int:
-    """Links (or copies, where links are not allowed) the first 2,500 images of each class."""
-    count = 0
-    for place in sorted(Path(options.source, "train").iterdir()):
+    """Copies the first 2,500 training images of each class, and all test images."""
+    source, folder = Path(options.source), Path(options.folder)
+    for place in sorted((source / "train").iterdir()):
         files = sorted(place.iterdir())[:2500]
         if len(files) < 2500:
             raise ValueError(f"{place} has {len(files)} images; it needs 2,500")
-        target = Path(options.folder, "train", place.name)
-        target.mkdir(parents=True)
+        (folder / "train" / place.name).mkdir(parents=True)
         for file in files:
-            try:
-                (target / file.name).symlink_to(file.resolve())
-            except OSError:  # Windows
-                shutil.copy(file, target)
-            count += 1
-    print(f"{count} images in {options.folder}")
+            shutil.copy(file, folder / "train" / place.name)
+    shutil.copytree(source / "test", folder / "test")
     return 0
 
 
@@ -112,22 +100,21 @@ def run(options) -> int:
     """One search. Returns its exit status."""
     out = options.out or f"runs/evidence/{options.arm}-s{options.seed}"
     if options.arm.endswith("-late"):
-        rome.Architect.architecture_step = late(rome.Architect.architecture_step)
+        rome.Architect.architecture_step = late
     return train.main(["search", *words_of(options.arm, options.seed, options.data, out)])
 
 
-def late(architecture_step: Callable) -> Callable:
+STEP = rome.Architect.architecture_step
+
+
+def late(architect, images, labels, tau, optimizer):
     """A diagnosis: alpha and beta stay as they are in the first four epochs of ten, tau 10 to 6.7.
 
     If K = 1 then no longer collapses, it was the untrained supernet that prefers skips and pools.
     """
-
-    def step(architect, images, labels, tau, optimizer):
-        if tau > 6:
-            optimizer = torch.optim.SGD(architect.net.architecture_parameters(), 0.0)
-        return architecture_step(architect, images, labels, tau, optimizer)
-
-    return step
+    if tau > 6:
+        optimizer = torch.optim.SGD(architect.net.architecture_parameters(), 0.0)
+    return STEP(architect, images, labels, tau, optimizer)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -135,54 +122,32 @@ def late(architecture_step: Callable) -> Callable:
 
 
 class Judge(NamedTuple):
-    """Accuracies of cells in %: the surrogate's for S0 and S2, the table's for NAS-Bench-201."""
+    """Accuracies of cells of S0 or S2 in %, as the surrogate predicts them."""
 
     score: Callable  # genotypes -> their accuracies
-    others: list  # the accuracies of random cells, for percentiles
-    cells: list  # cells whose test accuracy is known, ...
-    true: list  # ... this accuracy, ...
-    sizes: list  # ... and their parameters
+    others: list  # the accuracies of the 214 random cells, for percentiles
+    cells: list  # those of them that the space has, ...
+    true: list  # ... and their test accuracies
 
     def percentile(self, accuracy: float) -> float:
         """The share of random cells with a lower accuracy, in %."""
         return 100 * sum(other < accuracy for other in self.others) / len(self.others)
 
 
-def judge_of(space: str, options) -> Judge:
-    if space == "nb201":
-        return judge_by_table(options.table)
-    predict = surrogate(options.surrogate)
-    rows = read(Path(options.surrogate).with_name("random_cells.csv"))
+def judge_of(space: str, path: str) -> Judge:
+    predict, rows = surrogate(path), read(Path(path).with_name("random_cells.csv"))
     cells = [genotypes.load(row["genotype"]) for row in rows]
+    others = predict(cells)
     if space != "darts":  # the 214 cells are not in S2
-        return Judge(predict, predict(cells), [], [], [])
-    true = [float(row["test_accuracy_last"]) for row in rows]
-    return Judge(predict, predict(cells), cells, true, [parameters(cell) for cell in cells])
-
-
-def judge_by_table(path: str) -> Judge:
-    """NAS-Bench-201: percentiles among all cells that ROME can find, Spearman over 200 of them."""
-    names, true, sizes, found = ("none", *nasbench.NB201), {}, {}, []
-    for row in sorted(read(path), key=lambda row: row["ops"]):  # six digits, one per edge
-        cell = nasbench.FORM.format(*[names[int(digit)] for digit in row["ops"]])
-        true[cell], sizes[cell] = float(row["c10_test"]), float(row["params"])
-        if "0" not in row["ops"][:3] and row["ops"][3:].count("0") == 1:
-            found.append(cell)
-    some = random.Random(0).sample(found, CELLS)
-
-    def score(cells):
-        return [true[cell] for cell in cells]
-
-    return Judge(score, score(found), some, score(some), [sizes[cell] for cell in some])
+        return Judge(predict, others, [], [])
+    return Judge(predict, others, cells, [float(row["test_accuracy_last"]) for row in rows])
 
 
 def surrogate(path: str) -> Callable:
     """A function from genotypes to predicted validation accuracies in %, after 98 epochs."""
-    try:
-        import numpy
-        import onnxruntime
-    except ImportError:
-        raise ValueError("the surrogate needs onnxruntime: pip install onnxruntime") from None
+    import numpy
+    import onnxruntime
+
     codes = Path(path).with_name(Path(path).stem + "_encoding.json").read_text()
     session = onnxruntime.InferenceSession(path)
     codes = {name.rpartition("_COLON_")[2]: code for name, code in json.loads(codes).items()}
@@ -209,52 +174,17 @@ def encode(genotype: rome.Genotype, codes: dict) -> list[int]:
     return [codes[column][words.get(column, "#na#")] for column in columns]
 
 
-def parameters(genotype: rome.Genotype) -> int:
-    """Of the derived network, with 20 cells and 36 channels."""
-    with torch.device("meta"):
-        network = rome.Network(genotype, auxiliary=False)
-    return sum(p.numel() for p in network.parameters())
-
-
 def all_of(op: str) -> rome.Genotype:
     """The cells with one operation everywhere, on the two inputs of the cell."""
     pairs, concat = [(op, 0), (op, 1)] * 4, [2, 3, 4, 5]
     return rome.Genotype(pairs, concat, pairs, concat)
 
 
-def two_inputs(cell: str, judge: Judge) -> dict:
-    """The worst and the best accuracy if GDAS's cell keeps two inputs of its last node."""
-    accuracies = judge.score(with_two_inputs(cell))
-    low, high = min(accuracies), max(accuracies)
-    return dict(two_inputs_low=f"{low:.4f}", two_inputs_high=f"{high:.4f}")
-
-
-def with_two_inputs(cell: str) -> list[str]:
-    """The cells that a cell of NAS-Bench-201 becomes if its last node loses one of three inputs."""
-    first, _, last = cell.rpartition("+")
-    edges = last.strip("|").split("|")
-    return [f"{first}+{last.replace(edge, 'none' + edge[-2:])}" for edge in edges]
-
-
-def baselines(judges: dict) -> list[dict]:
-    """What needs no search: the largest cell of each space, and a random cell."""
-    rows, s2 = [], judges["s2"]
-    generator = torch.Generator().manual_seed(0)
-    by_chance = [genotypes.random_cell("s2", generator) for _ in range(CELLS)]
-    every = nasbench.FORM.format(*["nor_conv_3x3"] * 6)
-    for space, name, accuracies in (
-        ("darts", "S0: sep_conv_5x5 everywhere", judges["darts"].score([all_of("sep_conv_5x5")])),
-        ("darts", "S0: a random cell, mean of 214", judges["darts"].others),
-        ("s2", "S2: sep_conv_3x3 everywhere", s2.score([all_of("sep_conv_3x3")])),
-        ("s2", f"S2: a random cell, mean of {CELLS}", s2.score(by_chance)),
-        ("nb201", "NAS-Bench-201: 3x3 everywhere, 6 edges", judges["nb201"].score([every])),
-        ("nb201", "the same, 5 edges, mean of 3", judges["nb201"].score(with_two_inputs(every))),
-        ("nb201", "a random cell with 5 edges, exact mean", judges["nb201"].others),
-    ):
-        places = [judges[space].percentile(accuracy) for accuracy in accuracies]
-        mean, place = statistics.fmean(accuracies), statistics.fmean(places)
-        rows.append(dict(space=space, cell=name, accuracy=f"{mean:.4f}", percentile=f"{place:.1f}"))
-    return rows
+def worth(cells: list, judge: Judge) -> tuple[str, str]:
+    """The mean accuracy of cells, and the mean of their percentiles."""
+    accuracies = judge.score(cells)
+    places = [judge.percentile(accuracy) for accuracy in accuracies]
+    return f"{statistics.fmean(accuracies):.4f}", f"{statistics.fmean(places):.1f}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -264,23 +194,24 @@ KEPT = ("loss_", "parameter_free_", "entropy_", "top_", "supernet_")  # columns 
 
 
 def collect(options) -> int:
-    """Adds the runs of a folder to results/: rows of epochs, and a row of a finished run."""
-    judges = {space: judge_of(space, options) for space in ("darts", "s2", "nb201")}
-    epochs, runs = kept_rows("epochs"), kept_rows("runs")
-    write("baselines", baselines(judges))
+    """Adds the runs of a folder to results/: rows of epochs, and a row of a finished run.
+
+    A row of a finished run stays as it is; it may lack Spearman, which --supernets adds.
+    """
+    judges = {space: judge_of(space, options.surrogate) for space in ("darts", "s2")}
+    epochs, runs = kept_rows("epochs"), {row["run"]: row for row in kept_rows("runs")}
     for folder in sorted(path.parent for path in Path(options.runs).glob("*-s*/metrics.csv")):
         settings = json.loads((folder / "config.json").read_text())["settings"]
         check(folder, settings)
-        judge = judges[settings["space"]]
+        name, judge = folder.name, judges[settings["space"]]
         rows = progress(folder, judge)
-        epochs = [row for row in epochs if row["run"] != folder.name] + rows
-        known = [row["run"] for row in runs]
-        if len(rows) == settings["epochs"] and folder.name not in known:
-            print(f"{folder.name}: {len(judge.cells)} cells in its supernet", flush=True)
-            runs.append(summary(rows[-1], settings) | measure(folder, settings, judge))
+        epochs = [row for row in epochs if row["run"] != name] + rows
+        if (folder / "genotype.json").exists():  # written last
+            row = runs[name] = runs.get(name) or summary(folder, rows[-1], settings, judge)
+            if options.supernets and judge.cells and not row.get("spearman"):
+                row["spearman"] = ask(folder, settings, judge)
         write("epochs", epochs)
-        runs.sort(key=lambda row: (list(ARMS).index(arm_of(row["run"])), row["run"]))
-        write("runs", runs)
+        write("runs", list(runs.values()))
     return 0
 
 
@@ -297,70 +228,80 @@ def check(folder: Path, settings: dict) -> None:
 
 
 def progress(folder: Path, judge: Judge) -> list[dict]:
-    """A row per epoch: some columns of metrics.csv, and what its derived cell is worth."""
-    rows = []
+    """A row per epoch: some columns of metrics.csv, and what its derived cell is worth.
+
+    edges: how many of its 16 edges the derived cell of the epoch before does not have.
+    """
+    rows, before = [], None
     for row in read(folder / "metrics.csv"):
-        accuracy = judge.score([genotypes.load(row["genotype"])])[0]
+        cell = genotypes.load(row["genotype"])
+        accuracy, percentile = worth([cell], judge)
+        edges = edges_of(cell)
+        changed = "" if before is None else len(edges - before)
         kept = {name: f"{float(row[name]):.5g}" for name in row if name.startswith(KEPT)}
-        worth = dict(accuracy=f"{accuracy:.4f}", percentile=f"{judge.percentile(accuracy):.1f}")
-        rows.append(dict(run=folder.name, epoch=row["epoch"]) | worth | kept)
+        found = dict(accuracy=accuracy, percentile=percentile, edges=changed)
+        rows.append(dict(run=folder.name, epoch=row["epoch"]) | found | kept)
+        before = edges
     return rows
 
 
-def summary(last: dict, settings: dict) -> dict:
-    """A finished run's settings and last epoch, under names that serve all spaces."""
+def edges_of(genotype: rome.Genotype) -> set:
+    """The edges of both cells: (number of the node, operation, input)."""
+    pairs = [*genotype.normal, *genotype.reduce]  # two a node
+    return {(number // 2, op, i) for number, (op, i) in enumerate(pairs)}
+
+
+def summary(folder: Path, last: dict, settings: dict, judge: Judge) -> dict:
+    """A finished run: settings, last epoch, and what 200 cells drawn from p(z) are worth."""
     row = {"run": last["run"]} | {name: settings[name] for name in ("space", "method", "epochs")}
-    row["samples"] = settings["samples"][0]
-    row["free"] = last.get("parameter_free_normal", last.get("parameter_free_cell"))
-    row["ops"] = 8
-    if settings["space"] == "nb201":
-        row["ops"] = 6 if settings["method"] == "gdas" else 5
-    row["free_reduce"] = last.get("parameter_free_reduce", "")
+    row |= dict(samples=settings["samples"][0], free=last["parameter_free_normal"])
+    row["free_reduce"] = last["parameter_free_reduce"]
     same = ("accuracy", "percentile", "loss_theta", "loss_alpha")
-    return row | {name: last[name] for name in same}
-
-
-def measure(folder: Path, settings: dict, judge: Judge) -> dict:
-    """What a supernet knows: of cells with a known accuracy, by its loss; and of cells from p(z).
-
-    The loss is taken on images of alpha's half. The supernets of both methods are asked about the
-    same cells. Beside them stands a predictor without training: the number of parameters.
-    """
-    state = train.load_checkpoint(folder / "last.pt", "search")
-    data = train.load_data(settings, "train")
-    data = data._replace(statistics=state["statistics"])
-    half = train.halves(data.labels, settings["fraction"], train.seed_of(settings, "halves"))[1]
+    row |= {name: last[name] for name in same}
+    net, state = supernet_of(folder)
+    hours = sum(epoch["seconds"] for epoch in state["rows"]) / 3600
+    row |= dict(genotype=state["rows"][-1]["genotype"], hours=f"{hours:.2f}")
     generator = torch.Generator().manual_seed(0)
-    some = half[torch.randperm(len(half), generator=generator)[:IMAGES]]
-    batches = list(train.stream(data, settings | dict(batch_size=100), some, 0))
-    sizes = settings["channels"], settings["cells"], len(data.classes)
+    drawn, place = worth([draw_cell(net, generator) for _ in range(CELLS)], judge)
+    return row | dict(drawn=drawn, drawn_percentile=place)
+
+
+def supernet_of(folder: Path) -> tuple:
+    """The supernet of a run's last checkpoint, and the checkpoint."""
+    state = train.load_checkpoint(Path(folder, "last.pt"), "search")
+    settings = state["settings"]
+    sizes = settings["channels"], settings["cells"], len(state["classes"])
     net = train.make_supernet(settings["space"], *sizes, train.TOPOLOGY[settings["method"]])
     net.load_state_dict(state["net"])
+    return net, state
 
-    drawn = judge.score([draw_cell(net, generator) for _ in range(CELLS)])
-    places = [judge.percentile(accuracy) for accuracy in drawn]
-    hours = sum(row["seconds"] for row in state["rows"]) / 3600
-    found = dict(
-        images=len(data.labels), genotype=state["rows"][-1]["genotype"], hours=f"{hours:.2f}",
-        drawn=f"{statistics.fmean(drawn):.4f}", drawn_percentile=f"{statistics.fmean(places):.1f}",
-    )  # fmt: skip
-    if judge.cells:
-        losses = []
-        for cell in judge.cells:
-            predict = functools.partial(net, z=net.architecture(cell))
-            losses.append(train.evaluate(predict, batches)[0])
-        found["spearman"] = f"{-spearman(losses, judge.true):.4f}"
-        found["spearman_size"] = f"{spearman(judge.sizes, judge.true):.4f}"
-    if settings["space"] == "nb201" and settings["method"] == "gdas":
-        found |= two_inputs(found["genotype"], judge)
-    return found
+
+def images_of_alpha(settings: dict, state: dict) -> tuple:
+    """The images of a run, and which of them train alpha and beta, in random order."""
+    data = train.load_data(settings, "train")._replace(statistics=state["statistics"])
+    half = train.halves(data.labels, settings["fraction"], train.seed_of(settings, "halves"))[1]
+    return data, half[torch.randperm(len(half), generator=torch.Generator().manual_seed(0))]
+
+
+def ask(folder: Path, settings: dict, judge: Judge) -> str:
+    """Spearman between what a supernet and the truth say of cells: its loss, and their accuracy.
+
+    The loss is taken on images of alpha's half, and its sign is turned.
+    """
+    print(f"{folder.name}: {len(judge.cells)} cells in its supernet", flush=True)
+    net, state = supernet_of(folder)
+    data, half = images_of_alpha(settings, state)
+    batches = list(train.stream(data, settings | dict(batch_size=100), half[:IMAGES], 0))
+    losses = []
+    for cell in judge.cells:
+        predict = functools.partial(net, z=net.architecture(cell))
+        losses.append(train.evaluate(predict, batches)[0])
+    return f"{-spearman(losses, judge.true):.4f}"
 
 
 def draw_cell(net, generator: torch.Generator):
-    """A cell from p(z). GDAS's has no topology: in DARTS's spaces two inputs of a node stay."""
+    """A cell from p(z). GDAS's has no topology: two random inputs of a node stay."""
     z = net.sample(1.0, generator)
-    if not isinstance(net, rome.Supernet):
-        return net.cell(z)
     for kind, choice in z.items():
         nodes = []
         for node in choice.nodes:
@@ -388,8 +329,7 @@ def kept_rows(name: str) -> list[dict]:
 
 
 def read(path) -> list[dict]:
-    """The rows of a CSV file, packed or not."""
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", newline="") as file:
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -402,150 +342,238 @@ def write(name: str, rows: list[dict]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# 4. The pages' tables and the figure
+# 4. Cells judged by training them, and the gradients of alpha and beta
 
-COLUMNS = {  # heading: column of runs.csv, digits
-    "free": ("free", 1),
-    "mean free": ("mean_free", 1),
-    "reduction": ("free_reduce", 1),
-    "percentile": ("percentile", 1),
-    "mean percentile": ("mean_percentile", 1),
-    "drawn, percentile": ("drawn_percentile", 1),
-    "accuracy %": ("accuracy", 2),
-    "two inputs: worst": ("two_inputs_low", 2),
-    "best": ("two_inputs_high", 2),
-    "drawn %": ("drawn", 2),
-    "loss": ("loss_theta", 2),
-    "Spearman": ("spearman", 2),
-}
+# Small networks, trained shortly: what is meant against overfitting would only slow them.
+RECIPE = (
+    "--dataset folder --image-size 16 --channels 8 --cells 8 --epochs 20 --batch-size 96 "
+    "--drop-path 0 --auxiliary 0 --cutout 0"
+)
 
 
-def figures(_) -> int:
-    """Renews the tables between the markers of both pages, and fit.svg."""
-    for path, text in pages().items():
-        path.write_text(text)
-    draw(kept_rows("nb201-8000/runs") + kept_rows("runs"))
+def retrain(options) -> int:
+    """Retrains each cell with each seed, and adds its test accuracy to results/trained.csv.
+
+    What is there already is left out; an interrupted retrain goes on.
+    """
+    judge = judge_of("darts", options.surrogate)
+    cells = {name: cell_of(name) for name in options.cells}
+    for seed in options.seeds:
+        for name, cell in cells.items():
+            known = [(row["cell"], row["seed"]) for row in kept_rows("trained")]
+            if (name, str(seed)) in known:
+                continue
+            out, words = f"{options.out}/{name}-s{seed}", ["retrain", *RECIPE.split()]
+            words += ["--genotype", str(cell), "--data", options.data, "--seed", str(seed)]
+            status = train.main([*words, "--out", out, "--resume"])
+            if status:
+                return status
+            last, (_, place) = read(f"{out}/metrics.csv")[-1], worth([cell], judge)
+            row = dict(cell=name, seed=seed, percentile=place, accuracy=last["accuracy_test"])
+            write("trained", [*kept_rows("trained"), row])
     return 0
 
 
-def pages() -> dict:
-    """Path -> its text with new tables."""
-    by_chance, texts = kept_rows("baselines"), {}
-    old = [row for row in by_chance if row["space"] == "nb201"]
-    for path, rows, beside in (
-        (HERE / "README.md", with_means(kept_rows("runs")), by_chance),
-        (RESULTS / "README.md", kept_rows("nb201-8000/runs"), old),
-    ):
-        marker = "<!-- table -->"
-        before, _, after = path.read_text().split(marker)
-        texts[path] = f"{before}{marker}\n\n{table(rows, beside)}\n\n{marker}{after}"
-    return texts
+def cell_of(name: str) -> rome.Genotype:
+    """Of a run in runs.csv the found cell; random-N; or an operation's name: it everywhere."""
+    kind, _, number = name.partition("-")
+    if kind == "random":
+        return genotypes.random_cell("darts", torch.Generator().manual_seed(int(number)))
+    if name in rome.PRIMITIVES:
+        return all_of(name)
+    found = {row["run"]: row["genotype"] for row in kept_rows("runs")}
+    if name not in found:
+        raise ValueError(f"{name} is no run of runs.csv, no random-N and no operation")
+    return genotypes.load(found[name])
+
+
+def gradients(options) -> int:
+    """How strong are the gradients of a finished search beside their noise and Adam's decay?
+
+    At the last weights, alpha and beta, over the steps of one epoch, nothing is changed. `step`:
+    root mean square of an entry in one step, of K sub-networks. `mean`: that of its mean over the
+    steps, with the noise's share taken off (0: not seen); `noise`: the deviation of this mean.
+    Adam adds 1e-3 times alpha to the gradient. So this decay holds an entry below 1000 x mean, and
+    Adam forgets in step / (rate x 1e-3) steps.
+    """
+    net, state = supernet_of(options.run)
+    settings = state["settings"] | dict(data=options.data)
+    data, half = images_of_alpha(settings, state)
+    architect = rome.Architect(net, settings["samples"][0], generator=torch.Generator())
+    still = torch.optim.SGD(net.architecture_parameters(), 0.0)
+    for tau in (10.0, 3.0, 1.0, 0.3, 0.1):
+        found = {}
+        for x, y in train.stream(data, settings, half, 0, augment=True):
+            architect.architecture_step(x, y, tau, still)
+            for table, kinds in (("alpha", net.alpha), ("beta", net.beta)):
+                for kind, values in kinds.items():
+                    found.setdefault((table, kind), []).append(values.grad.flatten().clone())
+        for (table, kind), rows in found.items():
+            entries = torch.stack(rows)  # (steps, entries)
+            entries = entries[:, entries.abs().sum(0) > 0]  # without inputs that a node has not
+            noise = entries.var(0).mean() / len(entries)
+            mean = (entries.mean(0).square().mean() - noise).clamp_min(0).sqrt()
+            step = entries.square().mean().sqrt()
+            print(
+                f"tau {tau}, {table} {kind}: step {step:.1e}, mean {mean:.1e}, noise "
+                f"{noise.sqrt():.1e}, held below {1000 * mean:.3f}, forgotten in "
+                f"{1000 * step / settings['alpha_lr']:,.0f} steps",
+                flush=True,
+            )
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------
+# 5. The page's tables and the figure
+
+SEARCHES = {  # heading: column of runs.csv, digits
+    "mean free": ("mean_free", 1),
+    "mean percentile": ("mean_percentile", 1),
+    "swing": ("swing", 1),
+    "edges": ("edges", 1),
+    "free": ("free", 1),
+    "percentile": ("percentile", 1),
+    "drawn, percentile": ("drawn_percentile", 1),
+    "accuracy %": ("accuracy", 2),
+    "loss": ("loss_theta", 2),
+    "Spearman": ("spearman", 2),
+    "hours": ("hours", 2),
+}
+TRAINED = {"percentile": ("percentile", 1), "accuracy %": ("accuracy", 2)}
+
+
+def figures(_) -> int:
+    """Renews the page's tables, between their markers, and percentiles.svg."""
+    PAGE.write_text(page())
+    draw(kept_rows("epochs"))
+    return 0
+
+
+def page() -> str:
+    """The text of the page with new tables."""
+    text = PAGE.read_text()
+    searches = table("search", with_means(kept_rows("runs")), SEARCHES)
+    trained = table("cell", kept_rows("trained"), TRAINED)
+    for name, new in (("searches", searches), ("trained", trained)):
+        marker = f"<!-- {name} -->"
+        before, _, after = text.split(marker)
+        text = f"{before}{marker}\n\n{new}\n\n{marker}{after}"
+    return text
 
 
 def with_means(runs: list[dict]) -> list[dict]:
     """Adds means over the second half of a search's epochs, because its cell goes on changing."""
     epochs, rows = kept_rows("epochs"), []
     for row in runs:
-        late = [other for other in epochs if other["run"] == row["run"]]
-        late = late[len(late) // 2 :]
+        own = [other for other in epochs if other["run"] == row["run"]]
         free = "parameter_free_cell" if row["space"] == "nb201" else "parameter_free_normal"
-        columns = dict(mean_free=free, mean_percentile="percentile")
-        for name, column in columns.items():
-            row = row | {name: str(statistics.fmean(float(other[column]) for other in late))}
-        rows.append(row)
+        rows.append(row | means(own[len(own) // 2 :], free))
     return rows
 
 
-def table(runs: list[dict], by_chance: list[dict]) -> str:
-    """Finished runs, a line an arm, and the baselines; no empty columns."""
-    lines, arms = [], {}
-    for row in runs:
-        arms.setdefault(arm_of(row["run"]), []).append(row)
-    for arm, rows in arms.items():
+def means(late: list[dict], free: str) -> dict:
+    """Of epochs in a row. swing and edges: of the changes from one of them to the next."""
+    places = [float(row["percentile"]) for row in late]
+    changes = [abs(after - before) for before, after in zip(places, places[1:])]
+    found = dict(
+        mean_free=statistics.fmean(float(row[free]) for row in late),
+        mean_percentile=statistics.fmean(places), swing=statistics.fmean(changes), edges="",
+    )  # fmt: skip
+    if late[-1].get("edges"):  # the first runs did not keep the cell of each epoch
+        found["edges"] = statistics.fmean(float(row["edges"]) for row in late[1:])
+    return {name: str(value) for name, value in found.items()}
+
+
+def table(what: str, rows: list[dict], columns: dict) -> str:
+    """A line an arm, or a retrained cell, with all its seeds."""
+    groups, lines = {}, [[what, "n", *columns], ["---"] * (len(columns) + 2)]
+    for row in rows:
+        groups.setdefault(row.get("cell") or arm_of(row["run"]), []).append(row)
+    for name, group in groups.items():
         values = [
-            show([row.get(name) for row in rows], digits) for name, digits in COLUMNS.values()
+            show([row.get(column) for row in group], digits) for column, digits in columns.values()
         ]
-        lines.append([arm, str(len(rows)), *values])
-    for row in by_chance:
-        values = [show([row.get(name)], digits) for name, digits in COLUMNS.values()]
-        lines.append([row["cell"], "", *values])
-    head = ["search", "n", *COLUMNS]
-    filled = [column for column in range(len(head)) if any(line[column] for line in lines)]
-    lines = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(line[column] for column in filled)} |" for line in lines)
+        lines.append([name, str(len(group)), *values])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def show(values: list, digits: int) -> str:
-    """One or two values, or the mean ± sample deviation (n - 1); nothing if a value is missing."""
+    """One or two values, or the mean ± sample deviation (n - 1); one value if all are equal."""
     if not all(values):
-        return ""
+        return ""  # a value is missing
     values = [float(value) for value in values]
+    values = values if len(set(values)) > 1 else values[:1]
     if len(values) < 3:
         return ", ".join(f"{value:.{digits}f}" for value in values)
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    if len(set(values)) > 1:
-        return f"{mean} ± {statistics.stdev(values):.{digits}f}"
-    return f"{mean}, {len(values)} times"
+    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def draw(runs: list[dict]) -> None:
-    """The supernet's training loss against the share of parameter-free ops, a dot a run."""
+STYLES = dict(gdas=dict(linestyle="--", color="#0072B2"), rome=dict(color="#D55E00"))
+
+
+def draw(epochs: list[dict]) -> None:
+    """The percentile of the derived cell by epoch in S0 at equal steps, a line a run.
+
+    A filled dot is a cell with at least six parameter-free operations: it has collapsed.
+    """
     import matplotlib.figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9}
-    matplotlib.rcParams.update(style)
-    panels = {}
-    for row in runs:
-        panels.setdefault((row["space"], row["images"]), []).append(row)
-    fig = matplotlib.figure.Figure(figsize=(7.2, 5.6), facecolor="white", layout="constrained")
-    axes = fig.subplots(2, 2, sharex=True, sharey=True).flat
-    for axis, ((space, images), rows) in zip(axes, panels.items(), strict=True):
-        most = max(passes(row) for row in rows)
-        for row in rows:
-            colour = "#0072B2" if row["method"] == "gdas" else "#D55E00"
-            share, full = float(row["free"]) / float(row["ops"]), passes(row) == most
-            form = dict(marker="o" if row["samples"] == "1" else "s", edgecolor=colour)
-            axis.scatter(float(row["loss_theta"]), share, c=colour if full else "white", **form)
-        axis.set(title=f"{space}, {images} images, n = {len(rows)}", ylim=(-0.05, 1.05))
-    fig.supxlabel("training loss of the supernet")
-    fig.supylabel("share of parameter-free ops")
-    for name, colour, marker in (("ROME", "#D55E00", "."), ("GDAS", "#0072B2", ".")):
-        axes[0].scatter([], [], c=colour, marker=marker, label=name)
-    for name, marker in (("K = 1", "o"), ("K = 7", "s")):
-        axes[0].scatter([], [], c="#555555", marker=marker, label=name)
-    axes[0].legend(frameon=False)
-    fig.savefig(HERE / "fit.svg", metadata={"Date": None})
+    runs = {}
+    for row in epochs:
+        runs.setdefault(row["run"], []).append(row)
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9})
+    fig = matplotlib.figure.Figure(figsize=(7.2, 4.6), facecolor="white", layout="constrained")
+    axes = fig.subplots(2, 2, sharex=True, sharey=True)
+    for pair, samples in zip(axes, ("k7", "k1-steps")):
+        for axis, ending, decay in zip(pair, ("", "-decay0"), ("1e-3", "0")):
+            axis.set_title(f"K = {samples[1]}, decay {decay}")
+            for method, style in STYLES.items():
+                arm = f"s0-{method}-{samples}{ending}"
+                for run, rows in runs.items():
+                    if arm_of(run) == arm:
+                        line(rows, axis, style)
+                axis.plot([], [], label=method.upper(), **style)
+    fig.supxlabel("epoch")
+    fig.supylabel("percentile of the derived cell")
+    axes[0, 0].legend(frameon=False)
+    fig.savefig(HERE / "percentiles.svg", metadata={"Date": None})
 
 
-def passes(row: dict) -> int:
-    return int(row["samples"]) * int(row["epochs"])
+def line(rows: list[dict], axis, style: dict) -> None:
+    """One run."""
+    numbers, places = ([float(row[name]) for row in rows] for name in ("epoch", "percentile"))
+    axis.plot(numbers, places, linewidth=1, **style)
+    colour = style["color"]
+    faces = [colour if int(row["parameter_free_normal"]) >= 6 else "white" for row in rows]
+    axis.scatter(numbers, places, 16, c=faces, edgecolors=colour, zorder=2)
 
 
 def main(words: list[str] | None = None) -> int:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = train.Parser(prog="study.py", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(dest="command", required=True)
-    first = commands.add_parser("images")
-    first.add_argument("source", metavar="SOURCE")
-    first.add_argument("folder", metavar="DIR")
-    one = commands.add_parser("run")
-    one.add_argument("--arm", required=True, choices=ARMS)
-    one.add_argument("--seed", required=True, type=int)
-    one.add_argument("--data", required=True, metavar="DIR", help="with train/CLASS/*")
-    one.add_argument("--out", metavar="DIR", help="default: runs/evidence/ARM-sSEED")
-    some = commands.add_parser("collect")
-    some.add_argument("runs", metavar="RUNS", help="the folder of folders ARM-sSEED")
-    some.add_argument("--surrogate", required=True, metavar="FILE.onnx")
-    some.add_argument("--table", required=True, metavar="CSV", help="of NAS-Bench-201")
-    commands.add_parser("figures")
+    parts = {}
+    for action in (images, run, collect, retrain, gradients, figures):
+        parts[action] = commands.add_parser(action.__name__)
+        parts[action].set_defaults(action=action)
+    parts[images].add_argument("source")
+    parts[images].add_argument("folder")
+    parts[run].add_argument("--arm", required=True, choices=ARMS, metavar="ARM")
+    parts[run].add_argument("--seed", required=True, type=int)
+    parts[run].add_argument("--out", help="default: runs/evidence/ARM-sSEED")
+    parts[collect].add_argument("runs", help="the folder of folders ARM-sSEED")
+    parts[collect].add_argument("--supernets", action="store_true", help="ask them about 214 cells")
+    parts[retrain].add_argument("cells", nargs="+", metavar="CELL", help="see `cell_of`")
+    parts[retrain].add_argument("--seeds", nargs="+", type=int, default=[0])
+    parts[retrain].add_argument("--out", default="runs/trained")
+    parts[gradients].add_argument("run", help="the folder of a finished search")
+    for action in (run, retrain, gradients):
+        parts[action].add_argument("--data", required=True, help="from `images`")
+    for action in (collect, retrain):
+        parts[action].add_argument("--surrogate", required=True)
     options = parser.parse_args(words)
-    actions = dict(images=images, run=run, collect=collect, figures=figures)
-    return actions[options.command](options)
+    return options.action(options)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"study.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(train.guarded("study.py", main))
