@@ -131,7 +131,7 @@ def fingerprint(config, *splits):
 # 2. Which images
 
 
-def halves(labels, fraction, seed, classes=range(10**6)):
+def halves(labels, fraction, seed, classes=None):
     """Disjoint random parts (weights, architecture), each with `fraction` of every class.
 
     ValueError if a part has no image of a class; classes: their names.
@@ -144,7 +144,8 @@ def halves(labels, fraction, seed, classes=range(10**6)):
     parts = order[::step], order[1::step]
     for label, count in enumerate(labels.bincount().tolist()):
         if not all((labels[part] == label).any() for part in parts):
-            text = f"class {classes[label]} has {count} images, and a part of the search gets"
+            name = classes[label] if classes else label
+            text = f"class {name} has {count} images, and a part of the search gets"
             raise ValueError(f"{text} 1/{step} of them, here none: it needs {2 * step}")
     return parts
 
