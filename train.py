@@ -125,7 +125,7 @@ def claimed(config):
     ValueError if another run has the folder, or has left its files in it, or had other settings.
     """
     compare_processes(**{name: config[name] for name in config.keys() - FREE})
-    folder, first = Path(config["out"]), rome.rank_and_world()[0] == 0
+    folder, first = Path(config["out"]), is_first()
     folder.mkdir(parents=True, exist_ok=True)
     state = last_checkpoint(config)
     barrier()  # all have looked before the first one writes
@@ -239,7 +239,7 @@ def compare_processes(**facts):
 def end_epoch(config, rows, parts, train, digest):
     """Writes metrics.csv and the checkpoint. FloatingPointError if the last row is not finite."""
     check_finite(torch.tensor([value for value in rows[-1].values() if isinstance(value, float)]))
-    if rome.rank_and_world()[0] == 0:
+    if is_first():
         folder, text, content = Path(config["out"]), io.StringIO(), io.BytesIO()
         writer = csv.DictWriter(text, rows[-1], lineterminator="\n")
         writer.writeheader()
@@ -252,6 +252,11 @@ def end_epoch(config, rows, parts, train, digest):
         genotypes.write(folder / "last.pt", content.getvalue())
 
 
+def is_first():
+    """Whether this is the only process, or the first of torchrun's."""
+    return rome.rank_and_world()[0] == 0
+
+
 def check_finite(numbers):
     if not numbers.isfinite().all():
         raise FloatingPointError("a loss or a gradient is not finite")
@@ -259,7 +264,7 @@ def check_finite(numbers):
 
 def log(config, text):
     """Prints and keeps a line. Of several processes the first one speaks."""
-    if rome.rank_and_world()[0] == 0:
+    if is_first():
         with genotypes.open_text(Path(config["out"]) / "log.txt", "a") as file:
             file.write(text + "\n")
         say(("\r\033[K" if is_terminal() else "") + text)
@@ -307,7 +312,7 @@ def watcher(config, device, steps):
                 fewer = "--samples 1" if config["stage"] == "search" else "fewer --epochs"
                 text += f"\n  faster: a GPU, {fewer}, or the README's commands for a laptop"
             log(config, text)
-        elif is_terminal() and rome.rank_and_world()[0] == 0:
+        elif is_terminal() and is_first():
             say(f"\r\033[Kstep {done}/{steps}, {duration(left)} left", end="")
 
     return watch
@@ -464,14 +469,13 @@ def memory_of(adam, done):
     Adam adds its decay to the gradient before it divides by the root v of the second moment. So a
     step takes the share lr x decay / v from an entry, which forgets in v / (lr x decay) steps.
     """
-    group, roots = adam.param_groups[0], []
-    for state in adam.state.values():
-        corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
-        roots.append(corrected.sqrt().flatten())
+    group, total, count = adam.param_groups[0], 0.0, 0
     share = group["lr"] * group["weight_decay"]
-    if not roots or share == 0:
-        return float(done)
-    return min(done, torch.cat(roots).mean().item() / share)
+    for state in adam.state.values():
+        moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
+        total += moment.sqrt().sum().item()
+        count += moment.numel()
+    return min(done, total / count / share) if count and share else float(done)
 
 
 def search(config: dict):
@@ -570,7 +574,7 @@ def search(config: dict):
                 f"  parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, "
                 f"{row['images_per_second']:,.0f} images/s"
             )
-            if memory < 0.99 * min(steps, (epoch + 1) * steps):
+            if memory < 0.99 * steps:
                 text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
             log(config, text)
 
@@ -578,7 +582,7 @@ def search(config: dict):
         if processes > 1:
             dist.broadcast_object_list(shared)
         genotype = shared[0]
-        if rank == 0:
+        if is_first():
             about = dict(space=config["space"], dataset=config["dataset"], epoch=epochs)
             for name, table in probabilities(net).items():
                 about[name] = {kind: p.round(decimals=4).tolist() for kind, p in table.items()}
