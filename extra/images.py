@@ -62,7 +62,9 @@ def load_data(config: dict, split: str, device="cpu", tell=lambda text: None) ->
         from extra import folders
 
         files, labels, classes, note = folders.list_folder(config["data"], split)
-        tell(f"reading {len(files):,} {split} images from {config['data']}. {note}")
+        tell(f"reading {len(files):,} {split} images from {config['data']}")
+        if note:
+            tell(note)
         pixels = None
         if not config["imagenet"] and len(files) * size**2 * 3 <= 4 * 2**30:  # bytes
             pixels = folders.read_images(files, size, tell=tell)
