@@ -29,7 +29,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from rome import AvgPool, Op, check_images, conv3x3, conv_norm, gumbel_noise, gumbel_top_k
+from rome import (
+    AvgPool,
+    Op,
+    check_images,
+    conv3x3,
+    conv_norm,
+    gumbel_noise,
+    gumbel_top_k,
+)
 
 # --------------------------------------------------------------------------------------------------
 # 1. Spaces and genotypes
@@ -187,7 +195,7 @@ class Body(nn.Module):
         self.head, self.classifier = nn.Sequential(*head), nn.Linear(c, classes)
 
     def forward(self, images, choice):
-        x = self.stem(check_images(images, 4))
+        x = self.stem(check_images(images, self.stem, 4))
         for layer in self.layers:
             between = isinstance(layer, (ResidualBlock, nn.MaxPool2d))
             x = layer(x) if between else layer(x, choice)
