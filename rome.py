@@ -40,6 +40,7 @@ import itertools
 import math
 import numbers
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -211,8 +212,6 @@ class Supernet(nn.Module):
         *, imagenet=False,
     ):  # fmt: skip
         super().__init__()
-        if topology not in ("v2", "v1", "none"):
-            raise ValueError(f"no topology {topology!r}; there are v2, v1, none")
         self.table, self.topology = table_of(space), topology
         self.body = Body(
             self.table, channels, cells, classes,
@@ -221,10 +220,12 @@ class Supernet(nn.Module):
         self.nodes = nodes = nodes_in(self.table["normal"])
         self.pairs = list(itertools.combinations(range(nodes + 1), 2))  # of inputs
         self.alpha, self.beta = nn.ParameterDict(), nn.ParameterDict()
-        columns = dict(v2=nodes + 1, v1=len(self.pairs))  # of beta
+        columns = dict(v2=nodes + 1, v1=len(self.pairs), none=0)  # of beta
+        if topology not in columns:
+            raise ValueError(f"no topology {topology!r}; there are {', '.join(columns)}")
         for kind, edges in self.table.items():
             self.alpha[kind] = 1e-3 * torch.randn(len(edges), len(edges[0]))
-            if topology in columns:
+            if columns[topology] > 0:
                 self.beta[kind] = 1e-3 * torch.randn(nodes, columns[topology])
         if topology == "v1":  # in the state, so that no v2 supernet loads a state of v1
             holds = F.one_hot(torch.tensor(self.pairs)).sum(1)
@@ -464,12 +465,12 @@ def separable_conv(c, kernel, stride, derived, dilation=1):
     return [depthwise, nn.Conv2d(c, c, 1, bias=False), Norm(c, derived)]
 
 
-def sep_conv(c, kernel, stride, derived):
+def sep_conv(kernel, c, stride, derived):
     first = separable_conv(c, kernel, stride, derived)
     return Op(*first, nn.ReLU(inplace=True), *separable_conv(c, kernel, 1, derived))
 
 
-def dil_conv(c, kernel, stride, derived):
+def dil_conv(kernel, c, stride, derived):
     return Op(*separable_conv(c, kernel, stride, derived, dilation=2))
 
 
@@ -558,18 +559,17 @@ def every_second(x, start=0):
     return x.permute(0, 2, 3, 1)[:, start::2, start::2].permute(0, 3, 1, 2)
 
 
-class AvgPool(nn.Module):
+class AvgPool(nn.AvgPool2d):
     """3x3 averages without the padding. On CUDA they are computed in NCHW: there torch's backward
     kernel forgets the padding of channels-last images (pytorch#188344; torch 2.6 to 2.13)."""
 
     def __init__(self, stride):
-        super().__init__()
-        self.stride = stride
+        super().__init__(3, stride, 1, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cuda":
             x = x.clone(memory_format=torch.contiguous_format)
-        return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        return super().forward(x)
 
 
 class Noise(nn.Module):
@@ -595,10 +595,10 @@ PRIMITIVES = {
     "skip_connect": lambda c, stride, derived: (
         nn.Identity() if stride == 1 else factorized_reduce(c, c, derived)
     ),
-    "sep_conv_3x3": lambda c, stride, derived: sep_conv(c, 3, stride, derived),
-    "sep_conv_5x5": lambda c, stride, derived: sep_conv(c, 5, stride, derived),
-    "dil_conv_3x3": lambda c, stride, derived: dil_conv(c, 3, stride, derived),
-    "dil_conv_5x5": lambda c, stride, derived: dil_conv(c, 5, stride, derived),
+    "sep_conv_3x3": partial(sep_conv, 3),
+    "sep_conv_5x5": partial(sep_conv, 5),
+    "dil_conv_3x3": partial(dil_conv, 3),
+    "dil_conv_5x5": partial(dil_conv, 5),
     "noise": lambda c, stride, derived: Noise(stride),
 }
 
@@ -622,11 +622,11 @@ class Cell(nn.Module):
             self.preprocess0 = conv_norm(c_prev_prev, c, 1, 1, derived)
         self.preprocess1 = conv_norm(c_prev, c, 1, 1, derived)
         self.edges = nn.ModuleList()
-        for j in range(nodes_in(edges)):
-            for i in range(j + 2):
-                stride = 2 if reduction and i < 2 else 1
-                ops = [make_op(name, c, stride, derived) for name in edges[first_edge(j) + i]]
-                self.edges.append(nn.ModuleList(ops))
+        inputs = [i for j in range(nodes_in(edges)) for i in range(j + 2)]
+        for i, names in zip(inputs, edges):
+            stride = 2 if reduction and i < 2 else 1
+            ops = [make_op(name, c, stride, derived) for name in names]
+            self.edges.append(nn.ModuleList(ops))
 
     def forward(self, s0, s1, choice, drop_path):
         states, rectified = [self.preprocess0(s0), self.preprocess1(s1)], {}
@@ -755,8 +755,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, c, classes, imagenet):
         super().__init__()
-        self.side, stride = (7, 2) if imagenet else (8, 3)  # of the maps that DARTS's pool is for
-        self.pool = nn.AvgPool2d(5, stride, count_include_pad=False)
+        self.side, self.stride = (7, 2) if imagenet else (8, 3)  # of DARTS's maps, and its pool
         layers = [nn.Conv2d(c, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()]
         layers += [nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()]
         if imagenet:  # as published
@@ -764,12 +763,12 @@ class AuxiliaryHead(nn.Module):
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(768, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, sides = F.relu(x), x.shape[2:]
-        if sides == (self.side, self.side):
-            x = self.pool(x)  # (N, C, 2, 2)
-        else:  # F.adaptive_avg_pool2d(x, 2), whose own gradient is not deterministic on CUDA
-            kernel = [(side + 1) // 2 for side in sides]
-            x = F.avg_pool2d(x, kernel, [max(1, side // 2) for side in sides])
+        kernel, stride = 5, self.stride
+        if x.shape[2:] != (self.side, self.side):
+            # F.adaptive_avg_pool2d(x, 2), whose own gradient is not deterministic on CUDA
+            kernel = [(side + 1) // 2 for side in x.shape[2:]]
+            stride = [max(1, side // 2) for side in x.shape[2:]]
+        x = F.avg_pool2d(F.relu(x), kernel, stride)  # (N, C, 2, 2)
         x = x.expand(-1, -1, 2, 2)  # maps of side 1 have one value
         return self.classifier(self.layers(x).flatten(1))
 
@@ -792,8 +791,9 @@ class Network(nn.Module):
         table, self.z = {}, {}
         for kind in ("normal", "reduce"):
             nodes = nodes_of(getattr(genotype, kind))
-            names = [node.get(i) for j, node in enumerate(nodes) for i in range(j + 2)]
-            table[kind] = [(name,) if name else () for name in names]
+            table[kind] = []
+            for j, node in enumerate(nodes):
+                table[kind] += [[node[i]] if i in node else [] for i in range(j + 2)]
             self.z[kind] = Choice([[(i, 0) for i in sorted(node)] for node in nodes])
         self.body = Body(
             table, channels, cells, classes, derived=True, imagenet=imagenet, auxiliary=auxiliary,

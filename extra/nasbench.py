@@ -31,12 +31,14 @@ import torch.nn.functional as F
 
 from rome import (
     AvgPool,
+    Gate,
     Op,
     check_images,
     conv3x3,
     conv_norm,
     gumbel_noise,
     gumbel_top_k,
+    log_softmax,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -126,10 +128,10 @@ def write(choice):
 # 2. NAS-Bench-201. `derived` is True in the derived network, as in rome.py
 
 NB201_OPS = {
-    "skip_connect": lambda c, derived: nn.Identity(),
+    "skip_connect": lambda c, derived: Op(nn.Identity(), Gate(), rectified=False),
     "nor_conv_1x1": lambda c, derived: conv_norm(c, c, 1, 1, derived),
     "nor_conv_3x3": lambda c, derived: conv_norm(c, c, 3, 1, derived),
-    "avg_pool_3x3": lambda c, derived: AvgPool(1),
+    "avg_pool_3x3": lambda c, derived: Op(AvgPool(1), Gate(), rectified=False),
 }
 
 
@@ -147,28 +149,28 @@ def scaled(x, gates, number):
 class NB201Cell(nn.Module):
     """x_j = sum of A_ij B_ij o_ij(x_i) over the kept inputs i, or 0 without any. The output is x_3.
 
-    All convolutions of x_i share relu(x_i). The gate is the scale of their norm, which saves the
-    product.
+    All convolutions of x_i share relu(x_i), as in rome.py.
     """
 
     def __init__(self, rows, c, derived):
         super().__init__()
-        self.edges = make_ops(NB201_OPS, rows, c, derived)
+        self.edges, self.channels = make_ops(NB201_OPS, rows, c, derived), c
 
     def forward(self, x, choice):
         states, rectified, gates = [x], {}, choice.edge_gates
+
+        def relu(i):
+            if i not in rectified:
+                rectified[i] = F.relu(states[i])
+            return rectified[i]
+
         for j, inputs in enumerate(choice.inputs):
             terms = []
             for i in inputs:
                 edge = first_edge(j) + i
                 op = self.edges[edge][choice.ops[edge]]
-                if isinstance(op, Op):
-                    if i not in rectified:
-                        rectified[i] = F.relu(states[i])
-                    scale = None if gates is None else gates[edge].repeat(op.norm.num_features)
-                    terms.append(op(rectified[i], scale))
-                else:
-                    terms.append(scaled(op(states[i]), gates, edge))
+                gate = None if gates is None else gates[edge].repeat(self.channels)
+                terms.append(op(relu(i) if op.rectified else states[i], gate))
             states.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(x))
         return states[-1]
 
@@ -336,7 +338,9 @@ class Supernet(nn.Module):
     def sample(self, tau, generator=None):
         """A sub-network z, drawn on the CPU. All cells share it."""
         device, alpha = self.alpha["cell"].device, self.alpha["cell"].cpu()
-        A, ops = gumbel_top_k(alpha, 1, tau, gumbel_noise(alpha, generator)).max(-1)  # Eq. 2, 3
+        A = gumbel_top_k(alpha, 1, tau, gumbel_noise(alpha, generator))  # Eq. 2, 3
+        index = A.argmax(-1, keepdim=True)  # (rows, 1): of the drawn operation
+        A = A.gather(-1, index)[:, 0]  # (rows,)
         B = self.is_edge.to(alpha.dtype)  # (nodes, inputs)
         if self.beta:
             beta = self.logits_of_inputs("cell")
@@ -344,9 +348,9 @@ class Supernet(nn.Module):
             drawn = [gumbel_top_k(beta[j], k, tau, noise[j]) for j, k in enumerate(self.picks)]
             B = torch.stack(drawn)  # Eq. 1, 7, 8
         inputs = [row.nonzero()[:, 0].tolist() for row in B]
-        names, gates = [self.ops[op] for op in ops.tolist()], []
+        names, gates = [self.ops[i] for i in index.flatten().tolist()], []
         if A.requires_grad or B.requires_grad:
-            B = B[self.is_edge]  # (edges,)
+            B = B.masked_select(self.is_edge)  # (edges,)
             gates = [A * B] if self.on_edges else [B, A]
         return {"cell": Choice(inputs, names, *[gate.to(device).unbind() for gate in gates])}
 
@@ -358,20 +362,20 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def genotype(self):
         """argmax p(z; alpha, beta) of Eq. 9, node by node. Without beta a node keeps all inputs."""
-        best, ops = F.log_softmax(self.alpha["cell"].cpu(), -1).max(-1)  # (rows,)
-        scores = F.log_softmax(self.logits_of_inputs("cell"), -1)  # (nodes, inputs)
+        best, index = log_softmax(self.alpha["cell"].cpu()).max(-1)  # (rows,)
+        scores = log_softmax(self.logits_of_inputs("cell"))  # (nodes, inputs)
         if self.on_edges:  # the operation of a 1Shot1 node does not depend on its inputs
-            scores[self.is_edge] += best
+            scores = scores + torch.zeros_like(scores).masked_scatter(self.is_edge, best)
         inputs = [sorted(row.topk(k).indices.tolist()) for row, k in zip(scores, self.picks)]
-        return self.cell({"cell": Choice(inputs, [self.ops[op] for op in ops.tolist()])})
+        return self.cell({"cell": Choice(inputs, [self.ops[i] for i in index.tolist()])})
 
     def log_prob(self, genotype):
         """log p(genotype; alpha, beta), Eq. 9 as printed. ValueError for topology "none"."""
         if not self.beta:
             raise ValueError('topology "none" keeps every edge: p(z) of Eq. 9 needs beta')
         choice = self.architecture(genotype)["cell"]
-        log_alpha = F.log_softmax(self.alpha["cell"].cpu(), -1)
-        log_beta = F.log_softmax(self.logits_of_inputs("cell"), -1)
+        log_alpha = log_softmax(self.alpha["cell"].cpu())
+        log_beta = log_softmax(self.logits_of_inputs("cell"))
         total = sum(log_beta[j, inputs].sum() for j, inputs in enumerate(choice.inputs))
         for row, name in enumerate(choice.ops):
             if name is not None:
