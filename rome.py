@@ -228,7 +228,7 @@ class Supernet(nn.Module):
             if columns[topology] > 0:
                 self.beta[kind] = 1e-3 * torch.randn(nodes, columns[topology])
         if topology == "v1":  # in the state, so that no v2 supernet loads a state of v1
-            holds = F.one_hot(torch.tensor(self.pairs)).sum(1)
+            holds = F.one_hot(torch.tensor(self.pairs, device="cpu")).sum(1)
             self.register_buffer("holds", holds)  # (pairs, inputs): 1 where a pair has the input
         all_inputs = torch.ones(nodes, nodes + 1, dtype=torch.bool, device="cpu")
         self.is_edge = all_inputs.tril(1)  # (nodes, inputs)
@@ -542,7 +542,7 @@ class DilatedConv(torch.autograd.Function):
             len(weight), [True, wanted, False],
         )  # fmt: skip
         grad_x = torch.empty_like(x, dtype=grad.dtype)
-        for part, (row, column) in zip(parts.chunk(4), CORNERS):
+        for part, (row, column) in zip(parts.unflatten(0, (4, len(x))), CORNERS):
             grad_x[:, :, row::2, column::2] = part
         return grad_x, grad_weight
 
@@ -679,7 +679,7 @@ def check_images(images, stem, multiple):
     if not good or any(side < 1 or side % multiple for side in sides):
         raise ValueError(
             f"expected images (N, {channels}, H, W) whose sides are multiples of {multiple}, "
-            f"not {tuple(images.shape)}; a gray image becomes RGB by x.expand(-1, 3, -1, -1)"
+            f"not {tuple(images.shape)}; gray ones become such by x.expand(-1, {channels}, -1, -1)"
         )
     return images.contiguous(memory_format=torch.channels_last)
 
