@@ -766,128 +766,91 @@ PRINTED = (  # from quark0/darts
     "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
     "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
 )
-NINE = [*rome.SPACES, *nasbench.SPACES]
-
-
-def error(source, space=None):
-    """The message of the refusal, which comes soon and in one line."""
-    start = time.process_time()
-    with pytest.raises(ValueError) as caught:
-        genotypes.load(source, space)
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 800
-    assert time.process_time() - start < 1
-    return str(caught.value)
 
 
 def test_published_cells_are_the_published_ones():
     assert str(genotypes.load("DARTS_V2")) == PRINTED
-    free = {n: genotypes.parameter_free(cell)["normal"] for n, cell in genotypes.PUBLISHED.items()}
-    assert free == dict(
-        DARTS_V1=3, DARTS_V2=2, PC_DARTS_cifar=2, PC_DARTS_image=2, PDARTS=2, GDAS_V1=4
-    )  # fmt: skip
-    assert genotypes.parameter_free(ARCH) == genotypes.parameter_free(ONE_SHOT) == {"cell": 2}
+    cells = [*genotypes.PUBLISHED.values(), ARCH, ONE_SHOT]
+    free = [list(genotypes.parameter_free(cell).values())[0] for cell in cells]
+    assert free == [3, 2, 2, 2, 2, 4, 2, 2]
 
 
-@pytest.mark.parametrize("space", NINE)
+@pytest.mark.parametrize("space", [*rome.SPACES, *nasbench.SPACES])
 def test_cells_of_every_space_are_saved_printed_and_read_as_they_were(space, tmp_path):
-    path, draws = tmp_path / "cell.json", generator()
-    for _ in range(3):
-        genotype = genotypes.random_cell(space, draws)
-        genotypes.save(genotype, path, space=space, note='"[a,   b], "')
-        for source in (path, str(path), path.read_text(), str(genotype), f" {genotype}\n"):
-            assert str(genotypes.load(source, space)) == str(genotype)
-    assert json.loads(path.read_text())["note"] == '"[a,   b], "'
+    genotype, path = genotypes.random_cell(space, generator()), tmp_path / "cell.json"
+    genotypes.save(genotype, path, space=space, note="[a,   b]")
+    for source in (path, path.read_text(), f" {genotype}\n"):
+        assert str(genotypes.load(source, space)) == str(genotype)
     assert genotypes.space_of(path) == space
 
 
 OTHERS = [
-    f"FOUND = {PRINTED}  # epoch 50", PRINTED.replace("[2, 3, 4, 5]", "range(2, 6)"),
+    f"\ufeffFOUND = {PRINTED}  # epoch 50", PRINTED.replace("[2, 3, 4, 5]", "range(2, 6)"),
     PRINTED.replace("'", '"').replace(", ", ",\r\n"), f"rome.Genotype{tuple(V2)}",
-    PRINTED.replace(", 0)", ", np.int64(0))"), PRINTED.replace("=", " = "), f"\ufeff{PRINTED}",
+    PRINTED.replace(", 0)", ", np.int64(0))"),
 ]  # fmt: skip
 
 
-def test_text_of_other_programs_is_read(tmp_path):
-    for text in OTHERS:
-        (tmp_path / "cell").write_bytes(text.encode())
-        assert genotypes.load(tmp_path / "cell") == V2
-    assert genotypes.space_of(tmp_path / "cell") is genotypes.space_of(PRINTED) is None
-
-
-def test_numpy_integers_become_integers_and_bools_are_refused():
-    def cells(number):
-        yield V2._replace(normal=[V2.normal[0], ("sep_conv_3x3", number), *V2.normal[2:]])
-        yield ONE_SHOT._replace(inputs=((0,), (0, number), *ONE_SHOT.inputs[2:]))
-
-    assert str([*map(genotypes.check, cells(np.int64(1)))]) == str([V2, ONE_SHOT])
-    for cell in [*cells(True), *cells(1.0)]:
-        with pytest.raises(ValueError):
-            genotypes.check(cell)
+@pytest.mark.parametrize("text", OTHERS)
+def test_text_of_other_programs_is_read(text, tmp_path):
+    (tmp_path / "cell").write_bytes(text.encode())
+    assert genotypes.load(tmp_path / "cell") == V2
 
 
 CODE = "__import__('os').system('touch ran')"  # leaves a file behind if anything runs it
 SAVED = json.dumps({"schema": 1, "kind": "darts", "genotype": V2._asdict()})
 EDITS = {  # of a good text, what replaces what
-    PRINTED: [
-        ("Genotype(", f"{CODE} or Genotype("), ("'dil_conv_3x3'", CODE), ("[2, 3, 4, 5]", "[]"),
-        ("dil_conv_3x3", "none"), ("dil_conv_3x3', 2", "noise', 5"), (", ('dil_conv_3x3', 2)", ""),
-        ("conv_3x3', 2", "conv_3x3', 0"), ("(normal=[", "(normal=[('noise', 0), ('noise', 1), "),
-    ],
-    SAVED: [
-        ("[2,", f"[{CODE},"), ("1", "2"), ("darts", "nb201"), ("darts", "nasnet"), ("]}}", "]"),
-        ("normal_concat", "a\\nb\\ud800"), ('"genotype"', '"cell"'),
-    ],
-    ARCH: [("+|", "+"), ("none", "zero"), ("~1", "~0")],
-    str(ONE_SHOT): [("maxpool3x3", "concat"), ("(0, 4)", "(4,)"), ("(0, 4)", "(0, 5)")],
+    PRINTED: {
+        "Genotype(": f"{CODE} or Genotype(", "'dil_conv_3x3'": CODE, "[2, 3, 4, 5]": "[]",
+        "dil_conv_3x3": "none", ", 1)": ", True)", ", ('dil_conv_3x3', 2)": "",
+        "conv_3x3', 2": "conv_3x3', 0",
+    },
+    SAVED: {"[2,": f"[{CODE},", "1": "2", "darts": "nb201", "]}}": "]"},
+    ARCH: {"+|": "+", "none": "zero", "~1": "~0"},
+    str(ONE_SHOT): {"maxpool3x3": "concat", "(0, 4)": "(4,)"},
 }  # fmt: skip
-HOSTILE = [
-    "", "darts_v2", 3, None, b"DARTS_V2", "x" * 1_000_000, PRINTED + "\0", "cell\0.json", "\ud800",
-    CODE, f"{PRINTED}; {CODE}", '{"a":' * 100_000, "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")",
-    "a" * 19_000 + "Genotype(", "#\n" * 9_000 + "Genotype(", f"Genotype({'9' * 15_000})",
+HOSTILE = [text.replace(*edit) for text in EDITS for edit in EDITS[text].items()] + [
+    "", 3, None, b"DARTS_V2", "x" * 1_000_000, PRINTED + "\0", "\ud800", CODE, f"{PRINTED}; {CODE}",
+    '{"a":' * 100_000, "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")", "a" * 19_000 + "Genotype(",
 ]  # fmt: skip
 
 
-def test_hostile_text_and_files_are_refused_in_one_line_and_never_run(tmp_path, monkeypatch):
+def error(source, space=None):
+    """The message of the refusal, which is one line."""
+    with pytest.raises(ValueError) as caught:
+        genotypes.load(source, space)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 800
+    return str(caught.value)
+
+
+def test_hostile_text_and_files_are_refused_and_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    edited = [text.replace(*edit) for text, edits in EDITS.items() for edit in edits]
-    for source in HOSTILE + edited:
+    os.mkfifo("pipe")
+    start = time.process_time()
+    for source in (*HOSTILE, "pipe", "missing", "."):
         error(source)
         with genotypes.open_text("file", "w") as file:
             file.write(str(source))
         error("file")
-    os.mkfifo("pipe")
-    for name in ("pipe", "missing", "."):
-        error(name)
-    assert sorted(os.listdir()) == ["file", "pipe"]
+    assert sorted(os.listdir()) == ["file", "pipe"] and time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("space", [*rome.SPACES, *nasbench.SPACES, "moon"])
+def test_cells_outside_a_space_are_refused(space):
+    for source in (PRINTED, ARCH, str(ONE_SHOT)):
+        fits = (PRINTED, "darts"), (ARCH, "nb201"), (str(ONE_SHOT), "1shot1-1")
+        assert (source, space) in fits or error(source, space)
 
 
 def test_errors_name_the_place_and_the_choices():
     text = error(PRINTED.replace("dil_conv_3x3", "dil_conv_7x7"))
     assert "normal, x_5: unknown 'dil_conv_7x7'" in text and "dil_conv_5x5" in text
-    assert "normal, x_2: unknown 'sep_conv_3x3'" in error("DARTS_V2", "s1")
-    assert "DARTS_V1" in error("darts_v2") and "no space 'moon'" in error("DARTS_V2", "moon")
-
-
-def test_a_space_of_a_users_own_has_its_own_operations_alone(monkeypatch, tmp_path):
-    rows = (("skip_connect", "<mine>"),) * 5
-    monkeypatch.setitem(rome.PRIMITIVES, "<mine>", rome.PRIMITIVES["skip_connect"])
-    monkeypatch.setitem(rome.SPACES, "own", own := dict(normal=rows, reduce=rows))
-    pairs = [("<mine>", 0), ("<mine>", 1), ("<mine>", 2), ("skip_connect", 0)]
-    cell = rome.Genotype(pairs, [2, 3], pairs, [3])
-    assert genotypes.load(str(cell), "own") == genotypes.check(cell, own) == cell
-    assert genotypes.parameter_free(cell)["normal"] == 1
-    genotypes.draw(cell, tmp_path / "cell.svg")
-    assert "<mine>" in labels(tmp_path / "cell.svg")[0]
-    for genotype, space in (
-        (V2, "own"), (cell, "darts"), (V2, "nb201"), (ARCH, "1shot1-1"), (ONE_SHOT, "1shot1-2"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError):
-            genotypes.check(genotype, space)
+    assert "DARTS_V1" in error("darts_v2")
 
 
 def test_random_cells_are_uniform_and_leave_torchs_own_generator_alone():
-    rows = (("skip_connect", "noise"),) * 5
-    space, draws, counts = dict(normal=rows, reduce=rows), generator(), Counter()
+    space = dict.fromkeys(("normal", "reduce"), [["skip_connect", "noise"]] * 5)
+    draws, counts = generator(), Counter()
     torch.manual_seed(3)
     for _ in range(240):
         cell = genotypes.random_cell(space, draws)
@@ -898,55 +861,26 @@ def test_random_cells_are_uniform_and_leave_torchs_own_generator_alone():
     assert torch.rand(1) == torch.rand(1, generator=generator(3))
 
 
-def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "cell.json"
-    genotypes.save(V2, path)
-    for name in ("fsync", "replace"):
-        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(os, name, lambda *_: 1 / 0)
-            genotypes.save(ARCH, path)
-    assert genotypes.load(path) == V2 and os.listdir(tmp_path) == ["cell.json"]
-
-
-def labels(path):
-    """The texts of a picture and their boxes: left, right, top, bottom."""
-    root, texts, boxes = ElementTree.parse(path).getroot(), [], []
-    for line, text in zip(root.findall("{*}polyline"), root.findall("{*}text"), strict=True):
-        if text.text:
-            left, y, right, _ = map(float, line.get("points").replace(",", " ").split()[2:])
-            half = float(line.get("stroke-width")) / 2
-            texts.append(text.text)
-            boxes.append((left - half, right + half, y - half, y + half))
-            assert right - left + 2 * half > 7.2 * len(text.text)  # the width of 12 px letters
-    return texts, boxes
-
-
-def test_pictures_show_every_op_and_no_two_labels_meet(tmp_path):
-    cells = [genotypes.random_cell(space, generator(1)) for space in NINE]
-    for cell in [*genotypes.PUBLISHED.values(), ARCH, ONE_SHOT, *cells]:
+def test_pictures_show_every_op(tmp_path):
+    for cell in (V2, ONE_SHOT, genotypes.random_cell("nb201")):
         genotypes.draw(cell, tmp_path / "cell.svg")
-        texts, boxes = labels(tmp_path / "cell.svg")
-        for op in (*rome.PRIMITIVES, *nasbench.NB201_OPS, *nasbench.ONE_SHOT_OPS, "none"):
-            assert texts.count(op) == str(cell).count(f"{op}'") + str(cell).count(f"|{op}~")
-        for (l0, r0, t0, b0), (l1, r1, t1, b1) in itertools.combinations(boxes, 2):
-            assert l0 > r1 or l1 > r0 or t0 > b1 or t1 > b0
+        root = ElementTree.parse(tmp_path / "cell.svg")
+        texts = [text.text for text in root.findall("{*}text")]
+        for op in (*rome.PRIMITIVES, *nasbench.NB201_OPS, *nasbench.ONE_SHOT_OPS):
+            assert texts.count(op) == len(re.findall(rf"\W{op}['~]", str(cell)))
 
 
-def test_png_needs_matplotlib_and_other_suffixes_are_refused(tmp_path, monkeypatch):
+def test_a_png_is_drawn_and_other_suffixes_are_refused(tmp_path):
     pytest.importorskip("matplotlib")
-    with pytest.raises(ValueError, match=r"\.svg or \.png"):
-        genotypes.draw(ONE_SHOT, tmp_path / "cell.pdf")
     genotypes.draw(ONE_SHOT, tmp_path / "cell.PNG")
     assert (tmp_path / "cell.PNG").read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ValueError, match="pip install matplotlib"):
-        genotypes.draw(ARCH, tmp_path / "cell.png")
+    with pytest.raises(ValueError, match=r"\.svg or \.png"):
+        genotypes.draw(ARCH, tmp_path / "cell.pdf")
 
 
-def test_cells_of_darts_do_without_nasbench(tmp_path, monkeypatch):
+def test_cells_of_darts_do_without_nasbench(monkeypatch):
     monkeypatch.setitem(sys.modules, "extra", None)
-    genotypes.save(cell := genotypes.random_cell("s2"), tmp_path / "cell.json")
-    assert genotypes.load(tmp_path / "cell.json", "s2") == cell
+    assert genotypes.load(PRINTED, "darts") == V2
 
 
 # --------------------------------------------------------------------------------------------------
