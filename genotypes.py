@@ -417,12 +417,21 @@ def svg(width, height, shapes):
     return "\n".join([*parts, "</svg>\n"]).encode()
 
 
-def png(width, height, shapes):
+def figure(size, **settings):
+    """matplotlib's Figure, without a backend, which a file does not need."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
+    except ValueError:  # MPLBACKEND of a notebook, which is unknown here
+        del os.environ["MPLBACKEND"]
     except ImportError:
-        raise ValueError("a .png needs matplotlib: pip install matplotlib; or .svg") from None
-    picture, file = Figure((width / 72, height / 72), dpi=144), io.BytesIO()
+        raise ValueError("this needs matplotlib: pip install matplotlib") from None
+    from matplotlib.figure import Figure
+
+    return Figure(size, **settings)
+
+
+def png(width, height, shapes):
+    picture, file = figure((width / 72, height / 72), dpi=144), io.BytesIO()
     axes = picture.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), frame_on=False)
     for thickness, colour, points, text in shapes:
         axes.plot(*zip(*points), color=colour, linewidth=thickness, solid_capstyle="round")

@@ -63,6 +63,7 @@ RUNS = RUN | dict(nargs="+")
 class Stage(NamedTuple):
     """A search or a retrain."""
 
+    folder: Path
     settings: dict  # their "stage" is "search" or "retrain"
     changes: list  # how they differ from the benchmark's, as text
     rows: list  # of metrics.csv: column -> number, or text for the genotype
@@ -78,7 +79,7 @@ def read_stage(folder):
             with genotypes.open_text(folder / "metrics.csv") as file:
                 rows = [with_numbers(row) for row in csv.DictReader(file)]
         finished = len(rows) >= settings["epochs"]
-        return Stage(settings, changes_of(settings), rows, finished)
+        return Stage(folder, settings, changes_of(settings), rows, finished)
     except Exception as error:  # whatever a broken folder leads to
         reason = f"{type(error).__name__}: {train.last_line(error):.200}"
         raise ValueError(f"{folder} holds no readable run: {reason}") from None
@@ -99,6 +100,12 @@ def changes_of(settings):
     return [f"{stage} {key} {settings[key]} ({usual[key]})" for key in changed]
 
 
+def decisive(settings):
+    """The settings that change results, but for the seed and the cell, as text."""
+    free = {*train.FREE, "seed", "genotype", "deterministic", "recompute", "compile"}
+    return str(sorted((name, settings[name]) for name in settings.keys() - free))
+
+
 def read_run(folder):
     """The stages of a run: a search and, if it has begun, its retrain; or a retrain alone."""
     stages = [read_stage(folder)]
@@ -115,14 +122,31 @@ def text_of(value):
     """Of a list of numbers the mean and, from two on, the sample deviation (n - 1) and n."""
     if not isinstance(value, list):
         return str(value)
-    text = f"{statistics.fmean(value):.2f}" if value else ""
-    return f"{text}±{statistics.stdev(value):.2f} (n={len(value)})" if len(value) > 1 else text
+    if len(value) < 2:
+        return "".join(str(x) if isinstance(x, int) else f"{x:.2f}" for x in value)
+    return f"{statistics.fmean(value):.2f}±{statistics.stdev(value):.2f} (n={len(value)})"
 
 
 def tabulate(rows):
-    """Rows, column -> value, as text. Empty columns are left out."""
+    """Rows, column -> value, as text. Empty columns are left out.
+
+    What is wider than 80 letters goes on below, after the first column once more.
+    """
     columns = [[name, *(text_of(row[name]) for row in rows)] for name in rows[0]]
-    columns = [column for column in columns if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*columns)]
-    return "\n".join(lines)
+    first, *columns = [column for column in columns if any(column[1:])]
+    blocks = [[first]]
+    for column in columns:
+        if sum(2 + width_of(other) for other in [*blocks[-1], column]) > 82:
+            blocks.append([first])
+        blocks[-1].append(column)
+    return "\n\n".join(map(text_of_block, blocks))
+
+
+def text_of_block(columns):
+    widths = map(width_of, columns)
+    columns = [[cell.ljust(width) for cell in column] for column, width in zip(columns, widths)]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns))
+
+
+def width_of(column):
+    return max(map(len, column))

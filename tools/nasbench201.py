@@ -19,8 +19,10 @@ COLUMNS = {10: "c10_test", 100: "c100_test", 120: "in16_test"}  # by the number 
 
 
 ABOUT = """\
-The cell that each epoch derived, in {} of {}, {} cells. regret: what the best cell of
-the table has more. own: what the best cell has more that the method can find.
+The cell that each epoch derived, in {1} cells of {0}.
+regret: what the best cell of the table has more. own: what the best cell has
+more that the method can find. cell: a digit for each edge, 0>1, 0>2, 1>2, 0>3,
+1>3, 2>3: 1 skip_connect, 2 nor_conv_1x1, 3 nor_conv_3x3, 4 avg_pool_3x3.
 """
 
 
@@ -55,6 +57,8 @@ def read_table(path, column: str) -> dict:
         except (csv.Error, EOFError, ValueError) as error:
             text = f"{path} is no table of NAS-Bench-201: line {reader.line_num}, {error}"
             raise ValueError(text) from None
+    if table and max(table.values()) <= 1:
+        raise ValueError(f"{path}: {column} is at most 1; it has to be in %, 91.55 for 0.9155")
     return table
 
 
@@ -92,8 +96,8 @@ def show(run, table):
     accuracies = read_table(table, column)
     for row in state["rows"]:
         numbers = look_up(row["genotype"], accuracies, state["settings"]["method"])
-        rows.append({"epoch": int(row["epoch"]), **numbers, "cell": row["genotype"]})
-    train.say(f"{ABOUT.format(column, table, len(accuracies))}\n{common.tabulate(rows)}")
+        rows.append({"epoch": int(row["epoch"]), **numbers, "cell": table_key(row["genotype"])})
+    train.say(f"{ABOUT.format(table, len(accuracies))}\n{common.tabulate(rows)}")
 
 
 TABLE = dict(type=common.path, required=True, metavar="CSV", help="see docs/nasbench201.md")

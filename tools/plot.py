@@ -5,6 +5,7 @@ python -m tools.plot RUN... [--out FILE]
 
 import sys
 
+import genotypes
 import train
 from tools import common
 
@@ -26,8 +27,6 @@ CURVES = {
 
 def plot(runs, out):
     """Draws the curves of runs: a panel for each column, a colour for each run."""
-    from matplotlib.figure import Figure
-
     found, names = {}, set()
     for folder in runs:
         found[folder] = []
@@ -38,7 +37,7 @@ def plot(runs, out):
     if not panels:
         raise ValueError("no epoch of these runs has ended yet")
     height, lines = (len(panels) + 2) // 3, {}  # three panels side by side
-    canvas = Figure((13, 3 * height + 1), layout="constrained")
+    canvas = genotypes.figure((13, 3 * height + 1), layout="constrained")
     for place, name in enumerate(panels, 1):
         axes = canvas.add_subplot(height, 3, place, title=CURVES[name], xlabel="epoch")
         axes.locator_params("x", integer=True)
@@ -46,6 +45,8 @@ def plot(runs, out):
             points = [(row["epoch"], row[name]) for row in rows if name in row]
             if points:
                 lines[folder] = axes.plot(*zip(*points), ".-", color=f"C{number}")[0]
+        if name.startswith("parameter_free"):
+            axes.set_ylim(bottom=0)
     canvas.legend(lines.values(), map(str, lines), loc="outside lower center", ncols=2)
     out = out or runs[0] / "curves.svg"
     canvas.savefig(out, dpi=150)

@@ -32,6 +32,9 @@ def load_network(run):
 def predict(run, images):
     """Tells the most probable class of every image, and its probability."""
     network, state = load_network(run)
+    done, epochs = len(state["rows"]), state["settings"]["epochs"]
+    if done < epochs:
+        train.say(f"the retrain is not finished: after epoch {done} of {epochs}", error=True)
     mean, deviation = torch.tensor(state["statistics"])
     size, imagenet = state["settings"]["image_size"], state["settings"]["imagenet"]
 
