@@ -3,9 +3,6 @@
     python bench/speed.py steps [--against PATH/rome.py]
         CPU time of a step of S0, K = 7, batch 16: against the own GDAS (topology "none"), K = 1,
         recomputed cells, and another version of rome.py
-    python bench/speed.py network
-        CPU time of a forward and backward pass of DARTS_V2, batch 16, without the auxiliary head:
-        against a network that has no drop path (the own has it at rate 0), and bench/plain.py
     python bench/speed.py processes
         a step of S0, batch 16: one process with one thread against two of them, on two idle cores.
         On a busy machine read the CPU time: that of one process, by that of the slower of the two
@@ -19,10 +16,8 @@ import itertools
 import time
 from unittest import mock
 
-import plain
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from common import (
     ROLES,
     batch,
@@ -37,7 +32,6 @@ from common import (
     step,
 )
 
-import genotypes
 import rome
 
 SAMPLES = {7: "at least 1.5", 8: "at least 1.7"}  # K of `processes`, and the target of wall time
@@ -67,7 +61,7 @@ def steps(options) -> list:
     }
     if options.against:
         other = make_search(load(options.against), options.small)
-        variants["other version"] = other, 7, "at most 1.05"
+        variants["other version"] = other, 7, "at most 1.02"
 
     def runner(role, search, samples):
         def run(number):
@@ -87,32 +81,6 @@ def steps(options) -> list:
             if target:
                 rows.append(ratio(what, times["K = 7"], times[name], target))
     return rows
-
-
-def network(options) -> list:
-    channels, cells, count = (8, 6, 2) if options.small else (36, 20, 16)
-    images, labels = batch(count)
-    genotype = genotypes.load("DARTS_V2")
-    own = rome.Network(genotype, channels, cells, auxiliary=False)
-    without = rome.Network(genotype, channels, cells, auxiliary=False)
-    without.body.drop_path = None
-    other = plain.Network(genotype, channels, cells, 10)
-    networks = {"rome.Network": own, "without drop path": without, "plain": other}
-    variants = {
-        name: lambda _, model=model: train_pass(model, images, labels)
-        for name, model in networks.items()
-    }
-    times = interleaved(variants, options.rounds)
-    rows = [quantity(f"pass, {name}", seconds, "s") for name, seconds in times.items()]
-    for name in ("without drop path", "plain"):
-        rows.append(ratio(f"pass, rome.Network / {name}", times["rome.Network"], times[name]))
-    return rows
-
-
-def train_pass(model, images, labels) -> None:
-    """Forward and backward pass."""
-    model.zero_grad()
-    F.cross_entropy(model(images)[0], labels).backward()
 
 
 def processes(options) -> list:
@@ -150,7 +118,7 @@ def shared_steps(rank: int, rounds: int, small: bool) -> dict:
     return times
 
 
-TABLES = dict(steps=steps, network=network, processes=processes)
+TABLES = dict(steps=steps, processes=processes)
 
 
 def main() -> None:
