@@ -32,9 +32,20 @@ PARAMETER_FREE = {
 # 1. Checks
 
 
+RULE = (
+    "expected one cell, as a JSON file of this project, NAS-Bench-201's |op~0|+|op~0|op~1|+..., or "
+    "Genotype(normal=[('op', input), ...], normal_concat=[2, ...], reduce=[...], "
+    "reduce_concat=[...]) with plain numbers, two pairs for each node, in one list"
+)
+
+
+class Refusal(ValueError):
+    """An error whose text is meant for the user."""
+
+
 def require(condition, message: str):
     if not condition:
-        raise ValueError(message)
+        raise Refusal(message)
 
 
 def integer(value) -> int:
@@ -137,11 +148,14 @@ def load(source, space=None):
         if not re.search(r"^\s*[{|]|Genotype\s*\(", text):
             text = text_of(text)
         return check(parse(text), space)
+    except (OSError, Refusal) as error:
+        reason = error
     except (
-        AttributeError, MemoryError, OSError, RecursionError, SyntaxError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        text = f"{str(source)!r:.100} cannot be used as a genotype: {str(error):.500}"
-        raise ValueError(text) from None
+        AttributeError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
+    ):  # fmt: skip
+        reason = RULE
+    text = f"{str(source)!r:.100} cannot be used as a genotype: {str(reason):.500}"
+    raise ValueError(text)
 
 
 def open_text(path, mode: str = "r"):
@@ -179,7 +193,7 @@ def parse(text: str):
 def from_json(text: str):
     data = json.loads(text)
     schema, kind, value = map(data.get, ("schema", "kind", "genotype"))
-    require(schema == SCHEMA, f"schema {schema!r:.80} is unknown; this reads {SCHEMA}")
+    require(schema == SCHEMA, RULE)
     if kind == "nb201":
         return value
     make = class_of(kind != "darts")
@@ -193,7 +207,7 @@ def from_python(text: str):
     text = re.sub(r"\b\w+\.u?int\d+\((\d+)\)", r"\1", text)  # of numpy 2
     form = r"(?:\w+\s*=)?[\w\s.]*?(OneShot)?Genotype\s*\((.*)\)"
     found = re.fullmatch(form, text, re.DOTALL)
-    require(found, "expected JSON, Genotype(...), OneShotGenotype(...) or |op~0|+|op~0|...")
+    require(found, RULE)
     make, inside = class_of(found[1]), found[2]
     if "=" not in inside:
         return make(*ast.literal_eval(f"[{inside}]"))
@@ -302,7 +316,7 @@ def graph_of(genotype):
     """
     genotype = check(genotype)
     if isinstance(genotype, str):
-        rows = [("", re.findall(r"(\w+)~(\d)", row)) for row in genotype.split("+")]
+        rows = [("", re.findall(r"(?!none)\b(\w+)~(\d)", row)) for row in genotype.split("+")]
         return {"cell": with_names(["x_0"], rows)}
     if not isinstance(genotype, Genotype):
         ops = [*genotype.ops, "concat"]
@@ -328,8 +342,18 @@ def ops_of(nodes):
     return [on for _, on, _ in nodes] + [op for _, _, edges in nodes for op, _ in edges]
 
 
+def used(nodes):
+    """The numbers of the nodes from which a way leads to the output, the last node."""
+    found = {len(nodes) - 1}
+    for number in reversed(range(len(nodes))):
+        if number in found:
+            found.update(i for _, i in nodes[number][2])
+    return found
+
+
 def free_ops(nodes):
-    return sum(op in PARAMETER_FREE for op in ops_of(nodes))
+    """How many operations have no parameters, of the nodes with a way to the output."""
+    return sum(op in PARAMETER_FREE for op in ops_of([nodes[i] for i in used(nodes)]))
 
 
 def parameter_free(genotype) -> dict:
@@ -357,7 +381,8 @@ def draw(genotype, path):
     write(path, paint(*layout(genotype)))
 
 
-BLUE, ORANGE, INK, PAPER, GREY = "#2563a8", "#b35a06", "#22272e", "#fcfcfa", "#7c838c"
+INK, PAPER, GREY = "#22272e", "#fcfcfa", "#7c838c"
+LEGEND = {"parameters": "#2563a8", "pool": "#1b7a5e", "skip, noise": "#b35a06", "unused": GREY}
 
 
 def layout(genotype):
@@ -373,22 +398,24 @@ def layout(genotype):
         points = [(x, y), (x - width / 2, y), (x + width / 2, y)]
         shapes.append((thickness, colour, points, text))
 
-    def pill(x, y, op):  # left of a node at x
-        colour = GREY if op == "none" else ORANGE if op in PARAMETER_FREE else BLUE
-        box(x - 51 - length / 2, y, length, 24, colour, op)
+    def pill(x, y, op, alive):  # left of a node at x
+        kind = "skip, noise" if op in PARAMETER_FREE else "parameters"
+        kind = "unused" if not alive else "pool" if "pool" in op else kind
+        box(x - 51 - length / 2, y, length, 24, LEGEND[kind], op)
 
     length = 7.2 * max(len(op) for nodes in graph.values() for op in ops_of(nodes))
     for kind, nodes in graph.items():
         title = f"{kind}, parameter-free ops: {free_ops(nodes)}"
         box(36 + 3.6 * len(title), y + 22, 7.2 * len(title), 24, GREY, title)
         x, y, places = -16, y + 62, []  # places: x and y of the nodes
-        for name, on, edges in nodes:
+        for number, (name, on, edges) in enumerate(nodes):
+            alive = number in used(nodes)
             wide = edges and name != "c_k"
             x += length + 120 if wide else 60
             rows = [y + 30 * k if wide else y for k in range(len(edges))] or [y]
             middle, joint = sum(rows) / len(rows), x - 34  # the rows meet at x = joint, y = middle
             if on and wide:  # behind the joint
-                pill(x, middle, on)
+                pill(x, middle, on, alive)
                 joint -= length + 36
             for row, (op, i) in zip(rows, edges):
                 left, above = places[i]
@@ -396,11 +423,13 @@ def layout(genotype):
                 shapes.append((2.4, GREY, points, ""))
                 box(left, row, 1, 6, GREY)
                 if op:
-                    pill(x, row, op)
-            box(x, middle, 10, 34, INK, name)
+                    pill(x, row, op, alive)
+            box(x, middle, 10, 34, INK if alive else GREY, name)
             places.append((x, middle))
             y = y if name == "c_k-2" else rows[-1] + 42  # DARTS's two inputs stand side by side
-    return x + 44, y, sorted(shapes)
+    for number, (text, colour) in enumerate(LEGEND.items()):
+        box(70 + 130 * number, y + 14, 80, 24, colour, text)
+    return max(x + 44, 540), y + 40, sorted(shapes)
 
 
 def svg(width, height, shapes):

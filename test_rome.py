@@ -773,6 +773,8 @@ def test_published_cells_are_the_published_ones():
     cells = [*genotypes.PUBLISHED.values(), ARCH, ONE_SHOT]
     free = [list(genotypes.parameter_free(cell).values())[0] for cell in cells]
     assert free == [3, 2, 2, 2, 2, 4, 2, 2]
+    unused = ONE_SHOT._replace(inputs=((0,), (0, 1), (0, 1), (0, 1), (0, 4)))  # 2 and 3
+    assert genotypes.parameter_free(unused) == {"cell": 0}
 
 
 @pytest.mark.parametrize("space", [*rome.SPACES, *nasbench.SPACES])
@@ -846,6 +848,13 @@ def test_errors_name_the_place_and_the_choices():
     text = error(PRINTED.replace("dil_conv_3x3", "dil_conv_7x7"))
     assert "normal, x_5: unknown 'dil_conv_7x7'" in text and "dil_conv_5x5" in text
     assert "DARTS_V1" in error("darts_v2")
+    for other in (
+        "Genotype(normal=[[('none', 2)]])",
+        "Genotype(array([2]))",
+        '{"op": 1}',
+        2 * PRINTED,
+    ):
+        assert genotypes.RULE in error(other)
 
 
 def test_random_cells_are_uniform_and_leave_torchs_own_generator_alone():
