@@ -9,6 +9,7 @@ string of NAS-Bench-201. Equal cells compare equal after `check`. Text is parsed
 
 import ast
 import html
+import importlib
 import io
 import json
 import os
@@ -449,13 +450,13 @@ def svg(width, height, shapes):
 def figure(size, **settings):
     """matplotlib's Figure, without a backend, which a file does not need."""
     try:
-        import matplotlib  # noqa: F401
-    except ValueError:  # MPLBACKEND of a notebook, which is unknown here
+        importlib.import_module(os.environ.get("MPLBACKEND", "").partition("module://")[2] or "os")
+    except ImportError:  # of a notebook, which this Python has not: matplotlib would stop
         del os.environ["MPLBACKEND"]
+    try:
+        from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("this needs matplotlib: pip install matplotlib") from None
-    from matplotlib.figure import Figure
-
     return Figure(size, **settings)
 
 
