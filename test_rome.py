@@ -349,14 +349,10 @@ def test_a_dilated_convolution_is_torchs(kernel, sides):
 
 
 def test_noise_does_not_depend_on_its_input():
-    op, noise = rome.PRIMITIVES["noise"](8, 2, False), []
-    x = torch.ones(4, 8, 6, 6, requires_grad=True)
-    for image in (x, 1000 * x):
-        torch.manual_seed(1)
-        noise.append(op(image))
-    assert torch.equal(*noise) and not torch.equal(noise[0], op(x))
-    assert noise[0].shape == (4, 8, 3, 3)
-    assert not noise[0].requires_grad
+    op, x = rome.PRIMITIVES["noise"](8, 2, False), torch.ones(4, 8, 6, 6, requires_grad=True)
+    noise = op(x)
+    assert noise.shape == (4, 8, 3, 3) and not noise.requires_grad
+    assert not torch.equal(noise, op(x))
 
 
 def test_state_is_alpha_beta_and_the_weights_and_a_pass_changes_none():
@@ -380,10 +376,9 @@ def test_drop_path_follows_its_rate_keeps_the_mean_and_spares_the_identity():
     pooled = cell(*arguments, None) - skipped
     assert_close(cell(*arguments, rate), pooled + skipped)  # at first it is 0
     model.set_drop_path(0.25)  # in the same tensor, so a compiled network stays as it is
-    dropped = cell(*arguments, rate) - skipped
-    share = (dropped / pooled).flatten(1).median(1).values  # of each image
-    kept = share > 0.5
-    assert_close(share, kept * 4 / 3, rtol=1e-3, atol=1e-3)
+    dropped = cell(*arguments, rate)
+    kept = (dropped != skipped).flatten(1).any(1)
+    assert_close(dropped, skipped + pooled * kept.view(-1, 1, 1, 1) * 4 / 3)
     assert_frequent([kept.sum(), (~kept).sum()], [0.75, 0.25])
 
 
@@ -484,10 +479,8 @@ def test_architect_lowers_a_loss_of_ones_own():
     x, target = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
     slopes = {F.mse_loss: 2 * (x - target)}
     slopes[F.binary_cross_entropy_with_logits] = x.sigmoid() - target
-    for loss, slope in slopes.items():
-        means = (slope * x)[0] / 2
-        assert_close(gradient(Line(), "weight", 2, (x, target), loss=loss), 2 * means)
-        assert_close(gradient(Line(), "architecture", 2, (x, target), loss=loss)[0], means.sum())
+    for loss, slope in slopes.items():  # both are means over two numbers
+        assert_close(gradient(Line(), "weight", 2, (x, target), loss=loss), (slope * x)[0])
 
 
 def test_what_the_user_froze_stays_frozen():
@@ -520,22 +513,20 @@ def test_recomputed_cells_give_the_same_gradients_and_keep_less(space):
 
 @pytest.mark.parametrize("space", ["darts", "s1", "s4"])
 def test_autocast_around_a_step_gives_its_gradients_and_keeps_cells_in_16_bits(space):
-    net, types = tiny(space).float(), set()
-    images, labels = batch(8)
+    net, (images, labels) = tiny(space).float(), batch(8)
+    data, types, classifier = (images.float(), labels), set(), net.body.classifier
     for cell in net.body.cells:
         cell.register_forward_hook(lambda *a: types.add(a[2].dtype))
-    data = images.float(), labels
     expected = [separate_gradients(net, half, 2, *data, True)[0] for half in HALVES]
+    x, logits = torch.ones(1, classifier.in_features), []
     with torch.autocast("cpu", torch.bfloat16):  # the passes share the weights' 16-bit copies
         found = [gradient(net, half, 2, data) for half in HALVES]
-        classifier = net.body.classifier
-        x = torch.ones(1, classifier.in_features)
-        before = classifier(x)
-        step(net, "weight", 1, data, rate=1.0)
-        after = classifier(x)
+        for _ in range(2):
+            logits.append(classifier(x))
+            step(net, "weight", 1, data, rate=1.0)
     assert_close(found, expected, rtol=1e-2, atol=1e-4)
     assert types == {torch.bfloat16}
-    assert not torch.equal(before, after)  # a step renews the copies
+    assert not torch.equal(*logits)  # a step renews the copies
 
 
 # --------------------------------------------------------------------------------------------------
@@ -559,7 +550,7 @@ def cell_after_a_step(seed):
 
 
 def test_without_a_generator_torchs_seed_draws():
-    first, second, other = map(cell_after_a_step, (1, 1, 2))
+    first, second, other = [cell_after_a_step(seed) for seed in (1, 1, 2)]
     assert first == second != other
 
 
@@ -683,16 +674,15 @@ def test_other_bad_input_is_refused_in_one_line():
     refused(tiny(imagenet=True), torch.zeros(2, 3, 48, 48), None)
 
 
-def test_a_supernet_knows_its_logits():
+def test_a_state_of_another_topology_and_logits_that_are_not_numbers_are_refused():
     v1, v2 = [tiny(cells_of(2, *OPS), topology) for topology in ("v1", "v2")]
-    for net, other in ((v1, v2), (v2, v1)):  # with two nodes beta has one shape in both
-        with pytest.raises(RuntimeError, match="holds"):
-            net.load_state_dict(other.state_dict())
-    for logits in (*v2.alpha.values(), *v2.beta.values()):
-        nn.init.constant_(logits, math.nan)
-        with pytest.raises(FloatingPointError):
-            v2.genotype()
-        nn.init.zeros_(logits)
+    with pytest.raises(RuntimeError):  # with two nodes beta has one shape in both
+        v2.load_state_dict(v1.state_dict())
+    with pytest.raises(RuntimeError):
+        v1.load_state_dict(v2.state_dict())
+    nn.init.constant_(v2.beta["reduce"], math.nan)
+    with pytest.raises(FloatingPointError):
+        v2.genotype()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -738,12 +728,12 @@ def gradients_on(device, dtype, autocast, space):
     """Both steps' gradients and a derived network's."""
     net, (images, labels) = tiny(space).to(device, dtype), batch()
     model = rome.Network(net.genotype(), 2, 3, 5, False).to(device, dtype)
-    images, labels = images.to(device, dtype), labels.to(device)
+    data = images.to(device, dtype), labels.to(device)
     with torch.autocast(device, torch.bfloat16, enabled=autocast):
-        results = [gradient(net, half, 3, (images, labels)) for half in HALVES]
-        F.cross_entropy(model(images)[0], labels).backward()
-    used = [p.grad for p in model.parameters() if p.grad is not None]
-    results.append(flat(used))
+        results = [gradient(net, half, 3, data) for half in HALVES]
+        logits = model(data[0])[0]
+    loss = F.cross_entropy(logits, data[1])
+    results.append(flat(grad(loss, list(model.parameters()))))
     return [result.double().cpu() for result in results]
 
 
