@@ -126,11 +126,12 @@ def random_cell(space, generator: torch.Generator | None = None):
 
     Without a generator it is drawn from torch's own.
     """
-    with torch.random.fork_rng([]):  # no weight is used
-        net = module_of(space).Supernet(space, 2, 1, 1)
-    for p in net.architecture_parameters():
-        torch.nn.init.zeros_(p)
-    return net.cell(net.sample(1.0, generator))
+    with torch.device("cpu"):  # whatever the user's default device
+        with torch.random.fork_rng([]):  # no weight is used
+            net = module_of(space).Supernet(space, 2, 1, 1)
+        for p in net.architecture_parameters():
+            torch.nn.init.zeros_(p)
+        return net.cell(net.sample(1.0, generator))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -878,6 +878,8 @@ def test_random_cells_are_uniform_and_leave_torchs_own_generator_alone():
     assert len(counts) == 48 == 3 * 2**4
     assert sum((n - 10) ** 2 / 10 for n in counts.values()) < 82.7  # chi-square, p = 0.001
     assert torch.rand(1) == torch.rand(1, generator=generator(3))
+    with torch.device("meta"):
+        assert len(genotypes.random_cell("s2", draws).normal) == 8
 
 
 def test_pictures_show_every_op(tmp_path):
