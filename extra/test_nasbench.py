@@ -70,7 +70,7 @@ def one_shot_cell(cell, x, choice, A, B):
     return torch.cat(parts, 1) + read.get(0, 0)
 
 
-@pytest.mark.parametrize("space, seed", itertools.product(nasbench.SPACES, range(4)))
+@pytest.mark.parametrize("space, seed", [*itertools.product(nasbench.SPACES, range(4))])
 def test_cells_follow_their_equations_and_what_did_not_run_gets_no_gradient(
     space, seed, monkeypatch
 ):
