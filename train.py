@@ -510,7 +510,7 @@ def search(config: dict):
             TOPOLOGY[config["method"]], config["recompute"], config["imagenet"],
         ).to(device)  # fmt: skip
         draws = torch.Generator()
-        architect = rome.Architect(net, samples, config["clip"] or math.inf, draws)
+        architect = rome.Architect(net, samples, config["clip"], draws)
         sgd = make_sgd(net.weights(), config)
         alpha, decay = net.architecture_parameters(), config["alpha_weight_decay"]
         adam = torch.optim.Adam(alpha, config["alpha_lr"], (0.5, 0.999), weight_decay=decay)

@@ -85,10 +85,12 @@ def load_torchvision(name, folder, split):
     kind = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100, svhn=datasets.SVHN)[name]
     part = split if name == "svhn" else split == "train"
     try:
+        data = None
         if rome.rank_and_world()[0] == 0:
-            kind(folder, part, download=True)
+            data = kind(folder, part, download=True)
         barrier()
-        data = kind(folder, part, download=True)
+        if data is None:
+            data = kind(folder, part, download=True)
     except (OSError, RuntimeError) as error:
         url, file = kind.split_list[split][:2] if name == "svhn" else (kind.url, kind.filename)
         archive = os.path.join(folder, file)

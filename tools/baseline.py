@@ -54,7 +54,7 @@ def compare(run, cells):
 def linear_accuracy(known, test) -> float:
     """Test accuracy in % of ridge regression from pixels to one-hot labels, (X'X + N) W = X'Y.
 
-    known, test: train.Images. N: how many are known.
+    known, test: Images of extra/images.py. N: how many are known.
     """
     x, x_test = pixels_of(known), pixels_of(test)
     y = F.one_hot(known.labels, len(known.classes)).float()
