@@ -216,6 +216,7 @@ class Supernet(nn.Module):
         columns = dict(v2=nodes + 1, v1=len(self.pairs), none=0)  # of beta
         if topology not in columns:
             raise ValueError(f"no topology {topology!r}; there are {', '.join(columns)}")
+        self.picks = 1 if topology == "v1" else 2  # how many of them a node draws
         self.body = Body(
             self.table, channels, cells, classes,
             derived=False, imagenet=imagenet, recompute=recompute,
@@ -269,11 +270,8 @@ class Supernet(nn.Module):
         if self.topology == "none":
             return self.is_edge.to(self.alpha[kind].dtype)
         beta = self.logits_of_inputs(kind)
-        noise = gumbel_noise(beta, generator)
-        if self.topology == "v2":
-            return gumbel_top_k(beta, 2, tau, noise)  # Eq. 7, 8
-        pair = gumbel_top_k(beta, 1, tau, noise)  # Eq. 4, 5
-        return pair @ self.holds.to(pair)  # Eq. 6
+        B = gumbel_top_k(beta, self.picks, tau, gumbel_noise(beta, generator))  # Eq. 7, 8
+        return B if self.topology == "v2" else B @ self.holds.to(B)  # v1: a pair, Eq. 4 to 6
 
     def logits_of_inputs(self, kind):
         """beta on the CPU, with -inf where a node has no such input, or no such pair of inputs."""
@@ -342,15 +340,12 @@ class Supernet(nn.Module):
 
     def cell(self, z: dict) -> "Genotype":
         """The genotype of a sub-network. ValueError if a node keeps more than two inputs."""
-        pairs = {}
+        pairs, concat = {}, list(range(2, 2 + self.nodes))
         for kind, choice in z.items():
-            pairs[kind] = []
-            for j, node in enumerate(choice.nodes):
-                for i, index in node:
-                    pairs[kind].append((self.table[kind][first_edge(j) + i][index], i))
+            edges, nodes = self.table[kind], enumerate(choice.nodes)
+            pairs[kind] = [(edges[first_edge(j) + i][op], i) for j, node in nodes for i, op in node]
             if len(pairs[kind]) != 2 * self.nodes:
                 raise ValueError("a genotype has two inputs per node; this sub-network has all")
-        concat = list(range(2, 2 + self.nodes))
         return Genotype(pairs["normal"], concat, pairs["reduce"], list(concat))
 
 

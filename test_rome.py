@@ -1102,7 +1102,8 @@ def test_a_run_writes_what_it_promises(run):
     assert saved["space"] == "darts" and len(saved["alpha"]["normal"]) == 14
     assert sum(saved["beta"]["reduce"][3]) == pytest.approx(1, abs=1e-3)
     settings = json.loads((run / "config.json").read_bytes())["settings"]
-    assert settings["samples"] == [3] and state_of(run)["settings"] == settings
+    assert settings["samples"] == [3]
+    assert settings.items() <= state_of(run)["settings"].items()
     for words in ("not a result", "alpha is near uniform", f"next: python -m tools.baseline {run}"):
         assert words in text
     assert max(len(line) for line in text.splitlines() if str(run) not in line) <= 80
@@ -1179,7 +1180,7 @@ def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(folder,
     words = ["search", *folder_words(tmp_path / "moved"), "--samples", "1", *words[-2:], "--resume"]
     assert train.main(words) == 0  # the same images elsewhere
     (tmp_path / "moved/train/red/0.png").unlink()
-    assert train.main(words) == 2 and "other images" in line_of(capsys)
+    assert train.main(words) == 2 and "was made with images 36, digest" in line_of(capsys)
 
 
 @pytest.mark.parametrize("words", [SEARCH, RETRAIN])

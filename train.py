@@ -122,14 +122,14 @@ FREE = {"out", "data", "device", "workers", "resume", "retrain"}
 
 @contextmanager
 def claimed(config):
-    """Inside, the run's folder is this run's own. Yields the checkpoint to go on from, or None.
-
-    ValueError if another run has the folder, or has left its files in it, or had other settings.
-    """
+    """Inside, the run's folder is its own. ValueError for a folder whose run is not resumed."""
     compare_processes(**{name: config[name] for name in config.keys() - FREE})
     folder, first = Path(config["out"]), is_first()
+    used = (folder / "config.json").exists() or (folder / "last.pt").exists()
+    if used and not config["resume"]:
+        other = "--resume goes on with it, --out names another folder"
+        raise ValueError(f"{folder} holds a run already; {other}")
     folder.mkdir(parents=True, exist_ok=True)
-    state = last_checkpoint(config)
     barrier()  # all have looked before the first one writes
     with locked(folder) if first else nullcontext():
         if first:
@@ -138,46 +138,24 @@ def claimed(config):
             about["threads"] = torch.get_num_threads()
             genotypes.write(folder / "config.json", json.dumps(about, indent=1).encode())
         try:
-            yield state
+            yield
         finally:
             if first and not (folder / "last.pt").exists():  # no epoch has ended: it is free again
                 (folder / "config.json").unlink(missing_ok=True)
 
 
-def last_checkpoint(config):
-    """The checkpoint that the run goes on from, None for a new run."""
-    folder = Path(config["out"])
-    path = folder / "last.pt"
-    used = path.exists() or (folder / "config.json").exists()
-    if used and not config["resume"]:
-        other = "--resume goes on with it, --out names another folder"
-        raise ValueError(f"{folder} holds a run already; {other}")
-    if not path.exists():
-        return None
-    state = load_checkpoint(path, config["stage"])
-    for name in sorted(config.keys() - FREE):
-        old, new = state["settings"].get(name), config[name]
-        if old != new:
-            text = f"{name} {old} (now {new}); use the same, or another --out"
-            raise ValueError(f"{folder} was made with {text}")
-    return state
-
-
 @contextmanager
 def locked(folder):
     """Inside, no other run can lock the folder. ValueError if another one has."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        fcntl = None
     with genotypes.open_text(folder / "log.txt", "a") as file:
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             other = "another run writes into it; --out names another folder"
             raise ValueError(f"{folder}: {other}") from None
-        except OSError:  # a file system without locks
+        except (ImportError, OSError):  # Windows, or a file system without locks
             pass
         try:
             yield
@@ -199,28 +177,31 @@ def load_checkpoint(path, stage):
     raise ValueError(f"{path} is no checkpoint of a {stage}, or broken")
 
 
-def restore(config, state, digest, parts):
-    """Loads a checkpoint, if there is one, into `parts`. Returns the rows of metrics.csv.
+def restore(config, parts):
+    """Loads the folder's checkpoint, if it has one, into `parts`. Returns the rows of metrics.csv.
 
-    ValueError for other images, and if the processes differ in images, epoch or weights.
+    ValueError if it has other settings or images, and if the processes differ.
     """
-    rows, threads = [], torch.get_num_threads()
-    if state:
-        if state["images"] != digest:
-            other = "was made with other images; resume with the same, or use another --out"
-            raise ValueError(f"{config['out']} {other}")
+    path, rows, threads = Path(config["out"], "last.pt"), [], torch.get_num_threads()
+    if path.exists():
+        state = load_checkpoint(path, config["stage"])
+        for name in sorted(config.keys() - FREE):
+            old, new = state["settings"].get(name), config[name]
+            if old != new:
+                text = f"{name} {old!s:.40} (now {new!s:.40}); use the same, or another --out"
+                raise ValueError(f"{config['out']} was made with {text}")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         rows = state["rows"]
         log(config, f"resumed after epoch {len(rows)}")
-        if state.get("threads", threads) != threads:
+        if state["threads"] != threads:
             text = f"with {threads} threads in place of {state['threads']}"
             log(config, f"{text} the numbers may differ in their last digits")
     elif config["resume"]:
         log(config, "there is no checkpoint yet: the run begins at its first epoch")
     network = next(iter(parts.values()))
     total = sum(p.detach().cpu().double().sum().item() for p in network.parameters())
-    compare_processes(images=digest, epoch=len(rows), weights=total)
+    compare_processes(images=config["images"], epoch=len(rows), weights=total)
     return rows
 
 
@@ -238,7 +219,7 @@ def compare_processes(**facts):
                 raise ValueError(f"process {rank} has another {text}; {advice}")
 
 
-def end_epoch(config, rows, parts, train, digest):
+def end_epoch(config, rows, parts, train):
     """Writes metrics.csv and the checkpoint. FloatingPointError if the last row is not finite."""
     check_finite(torch.tensor([value for value in rows[-1].values() if isinstance(value, float)]))
     if is_first():
@@ -248,8 +229,8 @@ def end_epoch(config, rows, parts, train, digest):
         writer.writerows(rows)
         genotypes.write(folder / "metrics.csv", text.getvalue().encode())
         state = {name: part.state_dict() for name, part in parts.items()}
-        state |= dict(classes=train.classes, statistics=train.statistics, images=digest)
-        state |= dict(rows=rows, settings=config, threads=torch.get_num_threads())
+        state |= dict(classes=train.classes, statistics=train.statistics, rows=rows)
+        state |= dict(settings=config, threads=torch.get_num_threads())
         torch.save(state, content)
         genotypes.write(folder / "last.pt", content.getvalue())
 
@@ -273,16 +254,11 @@ def log(config, text):
 
 
 def say(text, end="\n", error=False):
-    """Prints. No stream stops a run: one that is closed, or absent, or has another alphabet."""
-    stream = sys.stderr if error else sys.stdout
+    """Prints. A stream that nobody reads (`| head`), or that is closed, does not stop a run."""
     try:
-        if stream:
-            letters = getattr(stream, "encoding", None) or "utf-8"
-            text = text.encode(letters, "backslashreplace").decode(letters)
-            print(text, end=end, file=stream, flush=True)
+        print(text, end=end, file=sys.stderr if error else sys.stdout, flush=True)
     except (OSError, ValueError):
-        if not error:
-            sys.stdout = None  # nobody reads it: `| head`
+        sys.stdout = None
 
 
 def is_terminal():
@@ -453,9 +429,7 @@ def certainty(net):
     columns, times = {}, []
     for name, table in probabilities(net).items():
         for kind, p in table.items():
-            drawn = 1  # of a row: an operation, or a pair of inputs
-            if name == "beta" and net.topology != "v1":
-                drawn = torch.as_tensor(getattr(net, "picks", 2))  # nasbench's nodes differ
+            drawn = torch.as_tensor(net.picks if name == "beta" else 1)  # by a row
             chosen = p[(p > 0).sum(-1) > drawn]
             if len(chosen) > 0:
                 columns[f"entropy_{name}_{kind}"] = -chosen.xlogy(chosen).sum(-1).mean().item()
@@ -471,13 +445,12 @@ def memory_of(adam, done):
     Adam adds its decay to the gradient before it divides by the root v of the second moment. So a
     step takes the share lr x decay / v from an entry, which forgets in v / (lr x decay) steps.
     """
-    group, total, count = adam.param_groups[0], 0.0, 0
-    share = group["lr"] * group["weight_decay"]
+    group = adam.param_groups[0]
+    share, roots = group["lr"] * group["weight_decay"], []
     for state in adam.state.values():
         moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
-        total += moment.sqrt().sum().item()
-        count += moment.numel()
-    return min(done, total / count / share) if count and share else float(done)
+        roots.append(moment.sqrt().flatten())
+    return min(done, torch.cat(roots).mean().item() / share) if share else done
 
 
 def search(config: dict):
@@ -490,13 +463,13 @@ def search(config: dict):
     if config["retrain"]:
         later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
         check_shares(later, processes)
-    with claimed(config) as state:
+    with claimed(config):
         tell = functools.partial(log, config)
         # The search never looks at the test images. But what the retrain needs is checked first.
         train = load_data(config, "train", device, tell)
         if config["retrain"]:
             load_data(config, "test", "cpu", tell)
-        digest = fingerprint(config, train)
+        config = config | dict(images=fingerprint(config, train))
         weight_half, architecture_half = halves(
             train.labels, config["fraction"], seed("halves"), train.classes
         )
@@ -528,7 +501,7 @@ def search(config: dict):
         if steps == 1:
             log(config, f"  --batch-size {config['batch_size']} is all of a half: a smaller one?")
         parts = dict(net=net, sgd=sgd, adam=adam)
-        rows = restore(config, state, digest, parts)
+        rows = restore(config, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
@@ -568,7 +541,7 @@ def search(config: dict):
                 images_per_second=seen / seconds, seconds=seconds, peak_mib=peak_mib(device),
             )  # fmt: skip
             rows.append(row)
-            end_epoch(config, rows, parts, train, digest)
+            end_epoch(config, rows, parts, train)
             counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
             text = (
                 f"epoch {epoch + 1}/{epochs}: tau {tau:.2f}, loss {loss_theta:.3f} (alpha "
@@ -580,10 +553,7 @@ def search(config: dict):
                 text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
             log(config, text)
 
-        folder, shared = Path(config["out"]), [net.genotype()]
-        if processes > 1:
-            dist.broadcast_object_list(shared)
-        genotype = shared[0]
+        folder, genotype = Path(config["out"]), net.genotype()
         if is_first():
             about = dict(space=config["space"], dataset=config["dataset"], epoch=epochs)
             for name, table in probabilities(net).items():
@@ -592,7 +562,7 @@ def search(config: dict):
             genotypes.draw(genotype, folder / "cells.svg")
         text = textwrap.fill(f"found {genotype}", 80, break_long_words=False)
         log(config, f"{text}\n{genotypes.describe(genotype)}")
-        if certainty(net)["times_uniform"] < 1.1:
+        if rows[-1]["times_uniform"] < 1.1:
             log(config, "alpha is near uniform: the cell is close to a random draw; search longer")
         log(config, f"files in {folder}: genotype.json, cells.svg, metrics.csv, last.pt")
     return genotype
@@ -624,11 +594,11 @@ def retrain(config: dict) -> float:
     genotype, (rank, processes) = genotypes.load(config["genotype"]), rome.rank_and_world()
     check_shares(config, processes)
     config = config | dict(processes=processes)  # each has batch norms of its own
-    with claimed(config) as state:
+    with claimed(config):
         tell = functools.partial(log, config)
         train = load_data(config, "train", device, tell)
         test = load_data(config, "test", device, tell)._replace(statistics=train.statistics)
-        digest = fingerprint(config, train, test)
+        config = config | dict(images=fingerprint(config, train, test))
         train_index, test_index = torch.arange(len(train.labels)), torch.arange(len(test.labels))
         steps = len(shuffle(train_index, config["batch_size"], share=True))
 
@@ -653,7 +623,7 @@ def retrain(config: dict) -> float:
             )
             log(config, f"  {text};\n  --epochs, --cells and --channels change the settings")
         parts = dict(network=network, sgd=sgd)
-        rows = restore(config, state, digest, parts)
+        rows = restore(config, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
@@ -695,7 +665,7 @@ def retrain(config: dict) -> float:
                 peak_mib=peak_mib(device),
             )  # fmt: skip
             rows.append(row)
-            end_epoch(config, rows, parts, train, digest)
+            end_epoch(config, rows, parts, train)
             log(
                 config,
                 f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, accuracy "
@@ -918,6 +888,9 @@ def guarded(name: str, function, *arguments) -> int:
 
     Exit status: 0 done; 2 bad input; 3 a loss is not finite; 130 Ctrl-C; 1 another process is lost.
     """
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # for names in another alphabet
     try:
         status = function(*arguments) or 0
     except SystemExit:  # --help

@@ -123,12 +123,13 @@ def statistics_of(images, config):
 
 
 def fingerprint(config, *splits):
-    """Tells other images: a hash of the classes, and of the names and sizes of the files."""
+    """Tells other images: how many, and a hash of the classes and of the files' names and sizes."""
     text = [repr(split.classes) for split in splits]
     for split in splits:
         for path in split.files:
             text.append(f"{os.path.relpath(path, config['data'])} {os.path.getsize(path)}")
-    return hashlib.sha256("\n".join(text).encode(errors="surrogateescape")).hexdigest()
+    digest = hashlib.sha256("\n".join(text).encode(errors="surrogateescape")).hexdigest()
+    return f"{sum(len(split.labels) for split in splits)}, digest {digest[:16]}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -215,11 +216,9 @@ def crop_and_flip(images, generator):
     shift = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
     flip = torch.rand(count, 1, generator=generator) < 0.5
     rows, columns = shift + torch.arange(size)  # (N, S), places in the padded image
-    columns = torch.where(flip, columns.flip(1), columns).to(images.device)
-    padded = F.pad(images, [pad] * 4).permute(0, 2, 3, 1)
-    number = torch.arange(count, device=images.device)[:, None, None]
-    crops = padded[number, rows.to(images.device)[:, :, None], columns[:, None, :]]
-    return crops.permute(0, 3, 1, 2)
+    columns = torch.where(flip, columns.flip(1), columns)
+    crops = F.pad(images, [pad] * 4).take_along_dim(rows[:, None, :, None].to(images.device), 2)
+    return crops.take_along_dim(columns[:, None, None, :].to(images.device), 3)
 
 
 def cut_out(images, side, generator):

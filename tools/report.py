@@ -68,8 +68,8 @@ def key_of(stage):
     try:
         state = train.load_checkpoint(stage.folder / "last.pt", stage.settings["stage"])
     except ValueError:  # deleted: nobody knows the images
-        state = dict(images=str(stage.folder))
-    return common.decisive(stage.settings), state["images"]
+        state = dict(settings=dict(images=str(stage.folder)))
+    return common.decisive(stage.settings), state["settings"]["images"]
 
 
 def errors(stage):

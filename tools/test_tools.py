@@ -28,7 +28,7 @@ def fake_stage(words, row, epochs=None, images=""):
     folder = Path(config["out"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(settings=config)))
-    torch.save(dict(settings=config, images=images), folder / "last.pt")
+    torch.save(dict(settings=config | dict(images=images)), folder / "last.pt")
     with open(folder / "metrics.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["epoch", *row])
         writer.writeheader()
