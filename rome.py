@@ -623,25 +623,31 @@ class Cell(nn.Module):
             self.edges.append(nn.ModuleList(ops))
 
     def forward(self, s0, s1, choice, drop_path):
-        states, rectified = [self.preprocess0(s0), self.preprocess1(s1)], {}
-
-        def relu(i):  # of x_i, computed once for all operations that read it
-            if i not in rectified:
-                rectified[i] = F.relu(states[i])
-            return rectified[i]
-
-        gates = [None] * len(self.edges)
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        relu, gates = rectifier(states), [None] * len(self.edges)
         if choice.gates is not None:
             gates = choice.gates[:, None].repeat(1, self.channels).unbind()  # per edge (C,) copies
         for j, node in enumerate(choice.nodes):
             terms = []
             for i, index in node:
                 edge = first_edge(j) + i
-                op, gate = self.edges[edge][index], gates[edge]
+                op = self.edges[edge][index]
                 x = relu(i) if op.rectified else states[i]
-                terms.append(op(x, gate, drop_path))  # A_ij B_ij o_ij(x_i)
+                terms.append(op(x, gates[edge], drop_path))  # A_ij B_ij o_ij(x_i)
             states.append(sum(terms[1:], terms[0]))
         return concatenate([states[i] for i in self.concat])
+
+
+def rectifier(states):
+    """A function i -> relu(x_i), computed once for all operations that read it."""
+    rectified = {}
+
+    def relu(i):
+        if i not in rectified:
+            rectified[i] = F.relu(states[i])
+        return rectified[i]
+
+    return relu
 
 
 def make_op(name, c, stride, derived):

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from rome import (
     AvgPool,
@@ -39,6 +38,7 @@ from rome import (
     gumbel_noise,
     gumbel_top_k,
     log_softmax,
+    rectifier,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -157,13 +157,8 @@ class NB201Cell(nn.Module):
         self.edges, self.channels = make_ops(NB201_OPS, rows, c, derived), c
 
     def forward(self, x, choice):
-        states, rectified, gates = [x], {}, choice.edge_gates
-
-        def relu(i):
-            if i not in rectified:
-                rectified[i] = F.relu(states[i])
-            return rectified[i]
-
+        states, gates = [x], choice.edge_gates
+        relu = rectifier(states)
         for j, inputs in enumerate(choice.inputs):
             terms = []
             for i in inputs:
