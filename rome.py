@@ -270,8 +270,9 @@ class Supernet(nn.Module):
         if self.topology == "none":
             return self.is_edge.to(self.alpha[kind].dtype)
         beta = self.logits_of_inputs(kind)
-        B = gumbel_top_k(beta, self.picks, tau, gumbel_noise(beta, generator))  # Eq. 7, 8
-        return B if self.topology == "v2" else B @ self.holds.to(B)  # v1: a pair, Eq. 4 to 6
+        noise = gumbel_noise(beta, generator)
+        drawn = gumbel_top_k(beta, self.picks, tau, noise)  # v2: Eq. 7, 8; v1: Eq. 4, 5
+        return drawn if self.topology == "v2" else drawn @ self.holds.to(drawn)  # Eq. 6
 
     def logits_of_inputs(self, kind):
         """beta on the CPU, with -inf where a node has no such input, or no such pair of inputs."""
