@@ -7,7 +7,8 @@ A run saves a checkpoint after every epoch; the same command with --resume goes 
 draw follows from the seed and the epoch. So a resumed run repeats the uninterrupted one: on a CPU
 with as many threads to the bit, on CUDA with --deterministic.
 
-1 Settings   2 The folder of a run   3 Search   4 Retrain   5 Command line
+1 Settings   2 Search   3 Retrain   4 What both loops need   5 The folder of a run
+6 What a person sees   7 Command line
 """
 
 import argparse
@@ -114,7 +115,377 @@ def settings_of(table: dict, space: str, dataset: str, imagenet: bool = False) -
 
 
 # --------------------------------------------------------------------------------------------------
-# 2. The folder of a run
+# 2. Search
+
+
+def search(config: dict):
+    """Algorithm 1 over the epochs of a configuration. Returns the genotype, argmax p(z)."""
+    device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
+    samples = config["samples"][0], config["samples"][-1]  # K of alpha, K of the weights
+    rank, processes = rome.rank_and_world()
+    if processes > max(samples):
+        raise ValueError(f"{processes} processes share K = {max(samples)} sub-networks: use fewer")
+    if config["retrain"]:
+        later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
+        check_shares(later, processes)
+    with claimed(config):
+        tell = functools.partial(log, config)
+        # The search never looks at the test images. But what the retrain needs is checked first.
+        train = load_data(config, "train", device, tell)
+        if config["retrain"]:
+            load_data(config, "test", "cpu", tell)
+        config = config | dict(images=fingerprint(config, train))
+        weight_half, architecture_half = halves(
+            train.labels, config["fraction"], seed("halves"), train.classes
+        )
+        some = torch.Generator().manual_seed(seed("evaluation"))
+        judged = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
+        steps = len(shuffle(weight_half, config["batch_size"]))
+
+        torch.manual_seed(seed("first weights"))
+        net = make_supernet(
+            config["space"], config["channels"], config["cells"], len(train.classes),
+            TOPOLOGY[config["method"]], config["recompute"], config["imagenet"],
+        ).to(device)  # fmt: skip
+        draws = torch.Generator()
+        architect = rome.Architect(net, samples, config["clip"], draws)
+        sgd = make_sgd(net.weights(), config)
+        alpha, decay = net.architecture_parameters(), config["alpha_weight_decay"]
+        adam = torch.optim.Adam(alpha, config["alpha_lr"], (0.5, 0.999), weight_decay=decay)
+        log(
+            config,
+            f"search of {config['space']} on {config['dataset']} by {config['method']}: "
+            f"{len(train.classes)} classes,\n"
+            f"  {len(weight_half):,} images for the weights, {len(architecture_half):,} for alpha "
+            f"and beta,\n"
+            f"  K = {samples[0]} for alpha and {samples[1]} for the weights, "
+            f"{sum(p.numel() for p in net.weights()):,} weights,\n"
+            f"  epochs: {epochs}, steps of each: {steps}, on {device}, processes: {processes}\n"
+            f"  The supernet accuracy below is the derived cell's, not a result.",
+        )
+        if steps == 1:
+            log(config, f"  --batch-size {config['batch_size']} is all of a half: a smaller one?")
+        parts = dict(net=net, sgd=sgd, adam=adam)
+        rows = restore(config, parts)
+        watch = watcher(config, device, (epochs - len(rows)) * steps)
+
+        for epoch in range(len(rows), epochs):
+            start, lr = time.perf_counter(), learning_rate(config, epoch)
+            passed = epoch / max(1, epochs - 1)
+            tau = (1 - passed) * config["tau"][0] + passed * config["tau"][1]  # linear
+            sgd.param_groups[0]["lr"] = lr
+            draws.manual_seed(seed("sub-networks", epoch))
+            torch.manual_seed(seed(f"operations {rank}", epoch))
+            D_s = stream(train, config, architecture_half, "architecture", epoch, augment=True)
+            D_t = stream(train, config, weight_half, "weights", epoch, augment=True)
+            losses, norms = torch.zeros(2, 2, device=device)  # sums: of alpha's steps, the weights'
+            for (x_s, y_s), (x_t, y_t) in zip(D_s, D_t):
+                # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
+                with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
+                    loss_alpha = architect.architecture_step(x_s, y_s, tau, adam)
+                    norm_alpha = architect.gradient_norm
+                    loss_theta = architect.weight_step(x_t, y_t, tau, sgd)
+                    norm_theta = architect.gradient_norm
+                losses += torch.stack([len(y_s) * loss_alpha, len(y_t) * loss_theta])
+                norms += torch.stack([norm_alpha, norm_theta])
+                watch(losses)
+
+            seconds, seen = time.perf_counter() - start, len(weight_half) + len(architecture_half)
+            loss_alpha, loss_theta = (losses / len(weight_half)).tolist()  # both halves' size
+            norm_alpha, norm_theta = (norms / steps).tolist()
+            genotype, sure = net.genotype(), certainty(net)
+            free = genotypes.parameter_free(genotype)
+            predict = functools.partial(net, z=net.architecture(genotype))
+            loss, accuracy = evaluate(predict, stream(train, config, judged, "evaluation"))
+            memory = memory_of(adam, (epoch + 1) * steps)
+            row = dict(
+                epoch=epoch + 1, tau=tau, lr=lr, loss_alpha=loss_alpha, loss_theta=loss_theta,
+                gradient_norm_alpha=norm_alpha, gradient_norm=norm_theta, supernet_loss=loss,
+                supernet_accuracy=accuracy, genotype=str(genotype), **sure, alpha_memory=memory,
+                **{f"parameter_free_{kind}": count for kind, count in free.items()},
+                images_per_second=seen / seconds, seconds=seconds, peak_mib=peak_mib(device),
+            )  # fmt: skip
+            rows.append(row)
+            end_epoch(config, rows, parts, train)
+            counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
+            text = (
+                f"epoch {epoch + 1}/{epochs}: tau {tau:.2f}, loss {loss_theta:.3f} (alpha "
+                f"{loss_alpha:.3f}), supernet accuracy {accuracy:.1f}%,\n"
+                f"  parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, "
+                f"{row['images_per_second']:,.0f} images/s"
+            )
+            if memory < 0.99 * steps:
+                text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
+            log(config, text)
+
+        folder, genotype = Path(config["out"]), net.genotype()
+        if is_first():
+            about = dict(space=config["space"], dataset=config["dataset"], epoch=epochs)
+            for name, table in probabilities(net).items():
+                about[name] = {kind: p.round(decimals=4).tolist() for kind, p in table.items()}
+            genotypes.save(genotype, folder / "genotype.json", **about)
+            genotypes.draw(genotype, folder / "cells.svg")
+        text = textwrap.fill(f"found {genotype}", 80, break_long_words=False)
+        log(config, f"{text}\n{genotypes.describe(genotype)}")
+        if rows[-1]["times_uniform"] < 1.1:
+            log(config, "alpha is near uniform: the cell is close to a random draw; search longer")
+        log(config, f"files in {folder}: genotype.json, cells.svg, metrics.csv, last.pt")
+    return genotype
+
+
+@torch.no_grad()
+def probabilities(net):
+    """The probabilities of alpha and beta: name -> cell type -> (rows, choices)."""
+    tables = dict(alpha={}, beta={})
+    for kind, alpha in net.alpha.items():
+        tables["alpha"][kind] = alpha.cpu().double().softmax(-1)
+    for kind in net.beta:
+        tables["beta"][kind] = net.logits_of_inputs(kind).double().softmax(-1)
+    return tables
+
+
+def certainty(net):
+    """How sure alpha and beta are, as columns of metrics.csv.
+
+    They are means over the rows that have a choice: the entropy in nats and the largest
+    probability. times_uniform: the largest probability of alpha times the number of operations.
+    """
+    columns, times = {}, []
+    for name, table in probabilities(net).items():
+        for kind, p in table.items():
+            drawn = torch.as_tensor(net.picks if name == "beta" else 1)  # by a row
+            chosen = p[(p > 0).sum(-1) > drawn]
+            if len(chosen) > 0:
+                columns[f"entropy_{name}_{kind}"] = -chosen.xlogy(chosen).sum(-1).mean().item()
+                columns[f"top_{name}_{kind}"] = chosen.max(-1).values.mean().item()
+            if name == "alpha":
+                times.append(p.max(-1).values.mean().item() * p.shape[1])
+    return columns | dict(times_uniform=sum(times) / len(times))
+
+
+def memory_of(adam, done):
+    """How many of the `done` steps alpha and beta remember, in the mean over their entries.
+
+    Adam adds its decay to the gradient before it divides by the root v of the second moment. So a
+    step takes the share lr x decay / v from an entry, which forgets in v / (lr x decay) steps.
+    """
+    group = adam.param_groups[0]
+    share, roots = group["lr"] * group["weight_decay"], []
+    for state in adam.state.values():
+        moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
+        roots.append(moment.sqrt().flatten())
+    return min(done, torch.cat(roots).mean().item() / share) if share else done
+
+
+# --------------------------------------------------------------------------------------------------
+# 3. Retrain
+
+
+def retrain(config: dict) -> float:
+    """Trains the network of a genotype from scratch. Returns its last test accuracy in percent."""
+    device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
+    genotype, (rank, processes) = genotypes.load(config["genotype"]), rome.rank_and_world()
+    check_shares(config, processes)
+    config = config | dict(processes=processes)  # each has batch norms of its own
+    with claimed(config):
+        tell = functools.partial(log, config)
+        train = load_data(config, "train", device, tell)
+        test = load_data(config, "test", device, tell)._replace(statistics=train.statistics)
+        config = config | dict(images=fingerprint(config, train, test))
+        train_index, test_index = torch.arange(len(train.labels)), torch.arange(len(test.labels))
+        steps = len(shuffle(train_index, config["batch_size"], share=True))
+
+        torch.manual_seed(seed("first weights"))
+        network = make_network(genotype, config, len(train.classes)).to(device)
+        model = torch.compile(network, dynamic=False) if config["compile"] else network
+        parameters = list(network.parameters())
+        sgd = make_sgd(parameters, config)
+        own = [p.numel() for name, p in network.named_parameters() if "auxiliary" not in name]
+        criterion = nn.CrossEntropyLoss(label_smoothing=config["label_smoothing"])
+        log(
+            config,
+            f"retrain on {config['dataset']}: {len(train.classes)} classes, "
+            f"{len(train.labels):,} training and {len(test.labels):,} test images,\n"
+            f"  {config['cells']} cells, {config['channels']} channels, {sum(own) / 1e6:.3f} M "
+            f"parameters,\n"
+            f"  epochs: {epochs}, steps of each: {steps}, on {device}, processes: {processes}",
+        )
+        if config["dataset"] == "folder" and epochs >= 250:
+            text = (
+                "these are the paper's epochs, for 50,000 images (with ImageNet's stem 1.3 million)"
+            )
+            log(config, f"  {text};\n  --epochs, --cells and --channels change the settings")
+        parts = dict(network=network, sgd=sgd)
+        rows = restore(config, parts)
+        watch = watcher(config, device, (epochs - len(rows)) * steps)
+
+        for epoch in range(len(rows), epochs):
+            start, lr = time.perf_counter(), learning_rate(config, epoch)
+            drop_path = config["drop_path"] * epoch / epochs
+            sgd.param_groups[0]["lr"] = lr
+            if drop_path:
+                network.set_drop_path(drop_path)
+            torch.manual_seed(seed(f"drop path {rank}", epoch))
+            sums, seen = torch.zeros(3, device=device), 0
+            model.train()
+            for x, y in stream(train, config, train_index, "retrain", epoch, True, share=True):
+                with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
+                    logits, logits_auxiliary = model(x)
+                    loss = criterion(logits, y)
+                    if logits_auxiliary is not None:
+                        loss = loss + config["auxiliary"] * criterion(logits_auxiliary, y)
+                sgd.zero_grad(set_to_none=True)
+                (loss / processes).backward()
+                accuracy = 100 * (logits.argmax(1) == y).float().mean()
+                means = torch.stack([loss.detach(), accuracy]) / processes
+                rome.sum_over_processes(parameters, means)
+                norm = nn.utils.clip_grad_norm_(parameters, config["clip"] or math.inf)
+                sgd.step()
+                count = len(y) * processes
+                sums += torch.cat([count * means, norm[None]])
+                seen += count
+                watch(sums)
+
+            seconds, norm_train = time.perf_counter() - start, sums[2].item() / steps
+            loss_train, accuracy_train = (sums[:2] / seen).tolist()
+            network.eval()
+            batches = stream(test, config, test_index, "evaluation")
+            loss_test, accuracy_test = evaluate(lambda x: network(x)[0], batches)
+            row = dict(
+                epoch=epoch + 1, lr=lr, drop_path=drop_path, loss_train=loss_train,
+                accuracy_train=accuracy_train, gradient_norm=norm_train, loss_test=loss_test,
+                accuracy_test=accuracy_test, images_per_second=seen / seconds, seconds=seconds,
+                peak_mib=peak_mib(device),
+            )  # fmt: skip
+            rows.append(row)
+            end_epoch(config, rows, parts, train)
+            log(
+                config,
+                f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, accuracy "
+                f"{accuracy_train:.1f}% training, {accuracy_test:.2f}% test, "
+                f"{row['images_per_second']:,.0f} images/s",
+            )
+
+        accuracy = rows[-1]["accuracy_test"]
+        log(
+            config,
+            f"test accuracy {accuracy:.2f}% (error {100 - accuracy:.2f}%) at the last epoch, "
+            f"{epochs}\nfiles in {config['out']}: metrics.csv, last.pt",
+        )
+    return accuracy
+
+
+def check_shares(config, processes):
+    if config["batch_size"] % processes:
+        text = f"{config['batch_size']} images among {processes} processes"
+        raise ValueError(f"a retrain's batch is shared: {text} are no equal shares")
+
+
+# --------------------------------------------------------------------------------------------------
+# 4. What both loops need
+
+
+def set_up(config):
+    """The device, the process group of torchrun, and the numerical switches of the process."""
+    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    name = config["device"]
+    if name == "auto":
+        name = next(kind for kind in found if found[kind])
+    if not found[name]:
+        raise ValueError(f"--device {name}: this PyTorch finds no such device; use --device cpu")
+    gpus = torch.cuda.device_count() if name == "cuda" else 0
+    join_processes(gpus)
+    if config["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config["deterministic"])
+    if name != "cuda":
+        return torch.device(name)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % gpus)
+    torch.cuda.set_device(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not config["deterministic"]
+    return device
+
+
+def join_processes(gpus):
+    """Joins the processes that torchrun, or a cluster, has started; their number is WORLD_SIZE."""
+    world = os.environ.get("WORLD_SIZE") or "1"
+    if not world.isdigit():
+        raise ValueError(f"the variable WORLD_SIZE of the shell is {world!r}: unset it")
+    if int(world) == 1 or dist.is_initialized():
+        return
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun: they may be left over in the shell
+        address = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
+        say(f"waiting for {world} processes at {address}; to run alone unset WORLD_SIZE")
+    own_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE") or world)
+    dist.init_process_group("nccl" if own_gpu else "gloo")
+
+
+def make_supernet(
+    space, channels, cells, classes, topology="v2", recompute=False, imagenet=False
+) -> nn.Module:
+    """The supernet of any space, of rome.py or extra/nasbench.py."""
+    if space not in NASBENCH:
+        sizes = channels, cells, classes
+        return rome.Supernet(space, *sizes, topology, recompute, imagenet=imagenet)
+    from extra import nasbench
+
+    return nasbench.Supernet(space, channels, cells, classes, topology)
+
+
+def make_network(genotype, config, classes):
+    """The network of a genotype of any space, by the settings of a retrain."""
+    sizes = config["channels"], config["cells"], classes
+    if isinstance(genotype, rome.Genotype):
+        return rome.Network(genotype, *sizes, config["auxiliary"] > 0, config["imagenet"])
+    from extra import nasbench
+
+    return nasbench.Network(genotype, *sizes)
+
+
+def make_sgd(parameters, config):
+    decay, nesterov = config["weight_decay"], config.get("nesterov", False)
+    return torch.optim.SGD(parameters, config["lr"], 0.9, weight_decay=decay, nesterov=nesterov)
+
+
+def learning_rate(config, epoch):
+    """Cosine from lr to lr_min, or PC-DARTS's linear decay; after a linear warm-up.
+
+    Of fewer than 50 epochs the warm-up and the flat tail of the linear decay take a tenth each.
+    """
+    lr, epochs = config["lr"], config["epochs"]
+    low = min(lr, config["lr_min"])
+    warmup, left = min(config.get("lr_warmup", 0), epochs // 10), epochs - epoch
+    if epoch < warmup:
+        return lr * (epoch + 1) / warmup
+    if config.get("schedule") != "linear":
+        return low + 0.5 * (lr - low) * (1 + math.cos(math.pi * epoch / epochs))
+    tail = min(5, epochs // 10)  # a flatter line at the end: PC-DARTS, train_imagenet.py
+    if left > tail:
+        return lr * (left - tail) / (epochs - tail)
+    return lr * left / ((epochs - tail) * tail)
+
+
+@torch.no_grad()
+def evaluate(predict, batches):
+    """Mean cross-entropy, and accuracy in percent."""
+    loss, correct, count = 0, 0, 0
+    for x, labels in batches:
+        logits = predict(x).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+        count += len(labels)
+    return loss.item() / count, 100 * correct.item() / count
+
+
+def check_finite(numbers):
+    if not numbers.isfinite().all():
+        raise FloatingPointError("a loss or a gradient is not finite")
+
+
+# --------------------------------------------------------------------------------------------------
+# 5. The folder of a run
 
 # Settings that change no result: a resumed run may have others.
 FREE = {"out", "data", "device", "workers", "resume", "retrain"}
@@ -240,9 +611,8 @@ def is_first():
     return rome.rank_and_world()[0] == 0
 
 
-def check_finite(numbers):
-    if not numbers.isfinite().all():
-        raise FloatingPointError("a loss or a gradient is not finite")
+# --------------------------------------------------------------------------------------------------
+# 6. What a person sees
 
 
 def log(config, text):
@@ -316,447 +686,44 @@ def peak_mib(device):
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def last_line(error):
-    """In the text of an error in a worker process the last line is the error's own."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
-
-
 # --------------------------------------------------------------------------------------------------
-# 3. Search
+# 7. Command line
 
 
-def set_up(config):
-    """The device, the process group of torchrun, and the numerical switches of the process."""
-    found = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    name = config["device"]
-    if name == "auto":
-        name = next(kind for kind in found if found[kind])
-    if not found[name]:
-        raise ValueError(f"--device {name}: this PyTorch finds no such device; use --device cpu")
-    gpus = torch.cuda.device_count() if name == "cuda" else 0
-    join_processes(gpus)
-    if config["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config["deterministic"])
-    if name != "cuda":
-        return torch.device(name)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % gpus)
-    torch.cuda.set_device(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not config["deterministic"]
-    return device
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit status, see `guarded`."""
+    if argv is None:  # of train.py, or of a user's own program that adds operations and spaces
+        return guarded("train.py", run, sys.argv[1:], sys.argv[0])
+    return guarded("train.py", run, list(argv), os.path.relpath(__file__))
 
 
-def join_processes(gpus):
-    """Joins the processes that torchrun, or a cluster, has started; their number is WORLD_SIZE."""
-    world = os.environ.get("WORLD_SIZE") or "1"
-    if not world.isdigit():
-        raise ValueError(f"the variable WORLD_SIZE of the shell is {world!r}: unset it")
-    if int(world) == 1 or dist.is_initialized():
+def run(words, program):
+    """What the command line asks for: a search, a retrain, or one after the other."""
+    stage = words[0] if words else ""
+    if stage in ("-h", "--help"):
+        say(f"{program} search --help     finds a cell: its flags")
+        say(f"{program} retrain --help    trains a cell from scratch: its flags")
         return
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun: they may be left over in the shell
-        address = ":".join(os.environ.get(f"MASTER_{name}", "?") for name in ("ADDR", "PORT"))
-        say(f"waiting for {world} processes at {address}; to run alone unset WORLD_SIZE")
-    own_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE") or world)
-    dist.init_process_group("nccl" if own_gpu else "gloo")
-
-
-def make_supernet(
-    space, channels, cells, classes, topology="v2", recompute=False, imagenet=False
-) -> nn.Module:
-    """The supernet of any space, of rome.py or extra/nasbench.py."""
-    if space not in NASBENCH:
-        sizes = channels, cells, classes
-        return rome.Supernet(space, *sizes, topology, recompute, imagenet=imagenet)
-    from extra import nasbench
-
-    return nasbench.Supernet(space, channels, cells, classes, topology)
-
-
-def make_sgd(parameters, config):
-    decay, nesterov = config["weight_decay"], config.get("nesterov", False)
-    return torch.optim.SGD(parameters, config["lr"], 0.9, weight_decay=decay, nesterov=nesterov)
-
-
-def learning_rate(config, epoch):
-    """Cosine from lr to lr_min, or PC-DARTS's linear decay; after a linear warm-up.
-
-    Of fewer than 50 epochs the warm-up and the flat tail of the linear decay take a tenth each.
-    """
-    lr, epochs = config["lr"], config["epochs"]
-    low = min(lr, config["lr_min"])
-    warmup, left = min(config.get("lr_warmup", 0), epochs // 10), epochs - epoch
-    if epoch < warmup:
-        return lr * (epoch + 1) / warmup
-    if config.get("schedule") != "linear":
-        return low + 0.5 * (lr - low) * (1 + math.cos(math.pi * epoch / epochs))
-    tail = min(5, epochs // 10)  # a flatter line at the end: PC-DARTS, train_imagenet.py
-    if left > tail:
-        return lr * (left - tail) / (epochs - tail)
-    return lr * left / ((epochs - tail) * tail)
-
-
-@torch.no_grad()
-def evaluate(predict, batches):
-    """Mean cross-entropy, and accuracy in percent."""
-    loss, correct, count = 0, 0, 0
-    for x, labels in batches:
-        logits = predict(x).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-        count += len(labels)
-    return loss.item() / count, 100 * correct.item() / count
-
-
-@torch.no_grad()
-def probabilities(net):
-    """The probabilities of alpha and beta: name -> cell type -> (rows, choices)."""
-    tables = dict(alpha={}, beta={})
-    for kind, alpha in net.alpha.items():
-        tables["alpha"][kind] = alpha.cpu().double().softmax(-1)
-    for kind in net.beta:
-        tables["beta"][kind] = net.logits_of_inputs(kind).double().softmax(-1)
-    return tables
-
-
-def certainty(net):
-    """How sure alpha and beta are, as columns of metrics.csv.
-
-    They are means over the rows that have a choice: the entropy in nats and the largest
-    probability. times_uniform: the largest probability of alpha times the number of operations.
-    """
-    columns, times = {}, []
-    for name, table in probabilities(net).items():
-        for kind, p in table.items():
-            drawn = torch.as_tensor(net.picks if name == "beta" else 1)  # by a row
-            chosen = p[(p > 0).sum(-1) > drawn]
-            if len(chosen) > 0:
-                columns[f"entropy_{name}_{kind}"] = -chosen.xlogy(chosen).sum(-1).mean().item()
-                columns[f"top_{name}_{kind}"] = chosen.max(-1).values.mean().item()
-            if name == "alpha":
-                times.append(p.max(-1).values.mean().item() * p.shape[1])
-    return columns | dict(times_uniform=sum(times) / len(times))
-
-
-def memory_of(adam, done):
-    """How many of the `done` steps alpha and beta remember, in the mean over their entries.
-
-    Adam adds its decay to the gradient before it divides by the root v of the second moment. So a
-    step takes the share lr x decay / v from an entry, which forgets in v / (lr x decay) steps.
-    """
-    group = adam.param_groups[0]
-    share, roots = group["lr"] * group["weight_decay"], []
-    for state in adam.state.values():
-        moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
-        roots.append(moment.sqrt().flatten())
-    return min(done, torch.cat(roots).mean().item() / share) if share else done
-
-
-def search(config: dict):
-    """Algorithm 1 over the epochs of a configuration. Returns the genotype, argmax p(z)."""
-    device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
-    samples = config["samples"][0], config["samples"][-1]  # K of alpha, K of the weights
-    rank, processes = rome.rank_and_world()
-    if processes > max(samples):
-        raise ValueError(f"{processes} processes share K = {max(samples)} sub-networks: use fewer")
+    if stage not in ("search", "retrain"):
+        raise ValueError(f"{program} search or {program} retrain, with flags; --help lists them")
+    config = configure(stage, words[1:])
+    if stage == "retrain":
+        retrain(config)
+        return
+    genotype, then = search(config), words_of_retrain(config)
     if config["retrain"]:
-        later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
-        check_shares(later, processes)
-    with claimed(config):
-        tell = functools.partial(log, config)
-        # The search never looks at the test images. But what the retrain needs is checked first.
-        train = load_data(config, "train", device, tell)
-        if config["retrain"]:
-            load_data(config, "test", "cpu", tell)
-        config = config | dict(images=fingerprint(config, train))
-        weight_half, architecture_half = halves(
-            train.labels, config["fraction"], seed("halves"), train.classes
-        )
-        some = torch.Generator().manual_seed(seed("evaluation"))
-        judged = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
-        steps = len(shuffle(weight_half, config["batch_size"]))
-
-        torch.manual_seed(seed("first weights"))
-        net = make_supernet(
-            config["space"], config["channels"], config["cells"], len(train.classes),
-            TOPOLOGY[config["method"]], config["recompute"], config["imagenet"],
-        ).to(device)  # fmt: skip
-        draws = torch.Generator()
-        architect = rome.Architect(net, samples, config["clip"], draws)
-        sgd = make_sgd(net.weights(), config)
-        alpha, decay = net.architecture_parameters(), config["alpha_weight_decay"]
-        adam = torch.optim.Adam(alpha, config["alpha_lr"], (0.5, 0.999), weight_decay=decay)
-        log(
-            config,
-            f"search of {config['space']} on {config['dataset']} by {config['method']}: "
-            f"{len(train.classes)} classes,\n"
-            f"  {len(weight_half):,} images for the weights, {len(architecture_half):,} for alpha "
-            f"and beta,\n"
-            f"  K = {samples[0]} for alpha and {samples[1]} for the weights, "
-            f"{sum(p.numel() for p in net.weights()):,} weights,\n"
-            f"  epochs: {epochs}, steps of each: {steps}, on {device}, processes: {processes}\n"
-            f"  The supernet accuracy below is the derived cell's, not a result.",
-        )
-        if steps == 1:
-            log(config, f"  --batch-size {config['batch_size']} is all of a half: a smaller one?")
-        parts = dict(net=net, sgd=sgd, adam=adam)
-        rows = restore(config, parts)
-        watch = watcher(config, device, (epochs - len(rows)) * steps)
-
-        for epoch in range(len(rows), epochs):
-            start, lr = time.perf_counter(), learning_rate(config, epoch)
-            passed = epoch / max(1, epochs - 1)
-            tau = (1 - passed) * config["tau"][0] + passed * config["tau"][1]  # linear
-            sgd.param_groups[0]["lr"] = lr
-            draws.manual_seed(seed("sub-networks", epoch))
-            torch.manual_seed(seed(f"operations {rank}", epoch))
-            D_s = stream(train, config, architecture_half, "architecture", epoch, augment=True)
-            D_t = stream(train, config, weight_half, "weights", epoch, augment=True)
-            losses, norms = torch.zeros(2, 2, device=device)  # sums: of alpha's steps, the weights'
-            for (x_s, y_s), (x_t, y_t) in zip(D_s, D_t):
-                # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
-                with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
-                    loss_alpha = architect.architecture_step(x_s, y_s, tau, adam)
-                    norm_alpha = architect.gradient_norm
-                    loss_theta = architect.weight_step(x_t, y_t, tau, sgd)
-                    norm_theta = architect.gradient_norm
-                losses += torch.stack([len(y_s) * loss_alpha, len(y_t) * loss_theta])
-                norms += torch.stack([norm_alpha, norm_theta])
-                watch(losses)
-
-            seconds, seen = time.perf_counter() - start, len(weight_half) + len(architecture_half)
-            loss_alpha, loss_theta = (losses / len(weight_half)).tolist()  # both halves' size
-            norm_alpha, norm_theta = (norms / steps).tolist()
-            genotype, sure = net.genotype(), certainty(net)
-            free = genotypes.parameter_free(genotype)
-            predict = functools.partial(net, z=net.architecture(genotype))
-            loss, accuracy = evaluate(predict, stream(train, config, judged, "evaluation"))
-            memory = memory_of(adam, (epoch + 1) * steps)
-            row = dict(
-                epoch=epoch + 1, tau=tau, lr=lr, loss_alpha=loss_alpha, loss_theta=loss_theta,
-                gradient_norm_alpha=norm_alpha, gradient_norm=norm_theta, supernet_loss=loss,
-                supernet_accuracy=accuracy, genotype=str(genotype), **sure, alpha_memory=memory,
-                **{f"parameter_free_{kind}": count for kind, count in free.items()},
-                images_per_second=seen / seconds, seconds=seconds, peak_mib=peak_mib(device),
-            )  # fmt: skip
-            rows.append(row)
-            end_epoch(config, rows, parts, train)
-            counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
-            text = (
-                f"epoch {epoch + 1}/{epochs}: tau {tau:.2f}, loss {loss_theta:.3f} (alpha "
-                f"{loss_alpha:.3f}), supernet accuracy {accuracy:.1f}%,\n"
-                f"  parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, "
-                f"{row['images_per_second']:,.0f} images/s"
-            )
-            if memory < 0.99 * steps:
-                text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
-            log(config, text)
-
-        folder, genotype = Path(config["out"]), net.genotype()
-        if is_first():
-            about = dict(space=config["space"], dataset=config["dataset"], epoch=epochs)
-            for name, table in probabilities(net).items():
-                about[name] = {kind: p.round(decimals=4).tolist() for kind, p in table.items()}
-            genotypes.save(genotype, folder / "genotype.json", **about)
-            genotypes.draw(genotype, folder / "cells.svg")
-        text = textwrap.fill(f"found {genotype}", 80, break_long_words=False)
-        log(config, f"{text}\n{genotypes.describe(genotype)}")
-        if rows[-1]["times_uniform"] < 1.1:
-            log(config, "alpha is near uniform: the cell is close to a random draw; search longer")
-        log(config, f"files in {folder}: genotype.json, cells.svg, metrics.csv, last.pt")
-    return genotype
-
-
-# --------------------------------------------------------------------------------------------------
-# 4. Retrain
-
-
-def make_network(genotype, config, classes):
-    """The network of a genotype of any space, by the settings of a retrain."""
-    sizes = config["channels"], config["cells"], classes
-    if isinstance(genotype, rome.Genotype):
-        return rome.Network(genotype, *sizes, config["auxiliary"] > 0, config["imagenet"])
-    from extra import nasbench
-
-    return nasbench.Network(genotype, *sizes)
-
-
-def check_shares(config, processes):
-    if config["batch_size"] % processes:
-        text = f"{config['batch_size']} images among {processes} processes"
-        raise ValueError(f"a retrain's batch is shared: {text} are no equal shares")
-
-
-def retrain(config: dict) -> float:
-    """Trains the network of a genotype from scratch. Returns its last test accuracy in percent."""
-    device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
-    genotype, (rank, processes) = genotypes.load(config["genotype"]), rome.rank_and_world()
-    check_shares(config, processes)
-    config = config | dict(processes=processes)  # each has batch norms of its own
-    with claimed(config):
-        tell = functools.partial(log, config)
-        train = load_data(config, "train", device, tell)
-        test = load_data(config, "test", device, tell)._replace(statistics=train.statistics)
-        config = config | dict(images=fingerprint(config, train, test))
-        train_index, test_index = torch.arange(len(train.labels)), torch.arange(len(test.labels))
-        steps = len(shuffle(train_index, config["batch_size"], share=True))
-
-        torch.manual_seed(seed("first weights"))
-        network = make_network(genotype, config, len(train.classes)).to(device)
-        model = torch.compile(network, dynamic=False) if config["compile"] else network
-        parameters = list(network.parameters())
-        sgd = make_sgd(parameters, config)
-        own = [p.numel() for name, p in network.named_parameters() if "auxiliary" not in name]
-        criterion = nn.CrossEntropyLoss(label_smoothing=config["label_smoothing"])
-        log(
-            config,
-            f"retrain on {config['dataset']}: {len(train.classes)} classes, "
-            f"{len(train.labels):,} training and {len(test.labels):,} test images,\n"
-            f"  {config['cells']} cells, {config['channels']} channels, {sum(own) / 1e6:.3f} M "
-            f"parameters,\n"
-            f"  epochs: {epochs}, steps of each: {steps}, on {device}, processes: {processes}",
-        )
-        if config["dataset"] == "folder" and epochs >= 250:
-            text = (
-                "these are the paper's epochs, for 50,000 images (with ImageNet's stem 1.3 million)"
-            )
-            log(config, f"  {text};\n  --epochs, --cells and --channels change the settings")
-        parts = dict(network=network, sgd=sgd)
-        rows = restore(config, parts)
-        watch = watcher(config, device, (epochs - len(rows)) * steps)
-
-        for epoch in range(len(rows), epochs):
-            start, lr = time.perf_counter(), learning_rate(config, epoch)
-            drop_path = config["drop_path"] * epoch / epochs
-            sgd.param_groups[0]["lr"] = lr
-            if drop_path:
-                network.set_drop_path(drop_path)
-            torch.manual_seed(seed(f"drop path {rank}", epoch))
-            sums, seen = torch.zeros(3, device=device), 0
-            model.train()
-            for x, y in stream(train, config, train_index, "retrain", epoch, True, share=True):
-                with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
-                    logits, logits_auxiliary = model(x)
-                    loss = criterion(logits, y)
-                    if logits_auxiliary is not None:
-                        loss = loss + config["auxiliary"] * criterion(logits_auxiliary, y)
-                sgd.zero_grad(set_to_none=True)
-                (loss / processes).backward()
-                accuracy = 100 * (logits.argmax(1) == y).float().mean()
-                means = torch.stack([loss.detach(), accuracy]) / processes
-                rome.sum_over_processes(parameters, means)
-                norm = nn.utils.clip_grad_norm_(parameters, config["clip"] or math.inf)
-                sgd.step()
-                count = len(y) * processes
-                sums += torch.cat([count * means, norm[None]])
-                seen += count
-                watch(sums)
-
-            seconds, norm_train = time.perf_counter() - start, sums[2].item() / steps
-            loss_train, accuracy_train = (sums[:2] / seen).tolist()
-            network.eval()
-            batches = stream(test, config, test_index, "evaluation")
-            loss_test, accuracy_test = evaluate(lambda x: network(x)[0], batches)
-            row = dict(
-                epoch=epoch + 1, lr=lr, drop_path=drop_path, loss_train=loss_train,
-                accuracy_train=accuracy_train, gradient_norm=norm_train, loss_test=loss_test,
-                accuracy_test=accuracy_test, images_per_second=seen / seconds, seconds=seconds,
-                peak_mib=peak_mib(device),
-            )  # fmt: skip
-            rows.append(row)
-            end_epoch(config, rows, parts, train)
-            log(
-                config,
-                f"epoch {epoch + 1}/{epochs}: loss {loss_train:.3f}, accuracy "
-                f"{accuracy_train:.1f}% training, {accuracy_test:.2f}% test, "
-                f"{row['images_per_second']:,.0f} images/s",
-            )
-
-        accuracy = rows[-1]["accuracy_test"]
-        log(
-            config,
-            f"test accuracy {accuracy:.2f}% (error {100 - accuracy:.2f}%) at the last epoch, "
-            f"{epochs}\nfiles in {config['out']}: metrics.csv, last.pt",
-        )
-    return accuracy
-
-
-# --------------------------------------------------------------------------------------------------
-# 5. Command line
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are a ValueError of one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message.removeprefix('argument '):.500} (see {self.prog} --help)")
-
-
-def number(kind, least, most=1e9):
-    """An argparse type: a number from least to most."""
-
-    def parse(text):
-        with suppress(ValueError):
-            if least <= kind(text) <= most:
-                return kind(text)
-        whole = "whole " if kind is int else ""
-        text = f"must be a {whole}number from {least:g} to {most:g}, not {text!r:.60}"
-        raise argparse.ArgumentTypeError(text)
-
-    return parse
-
-
-def make_parser(stage):
-    """The flags of "search" or "retrain". Their defaults are in the tables at the top."""
-    form = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(
-        f"train.py {stage}", add_help=False, allow_abbrev=False, formatter_class=form,
-        argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
-    path, whole = os.path.expanduser, number(int, 1)
-    rate, amount = number(float, 1e-9), number(float, 0)
-
-    def flag(name, kind, text, **more):
-        parser.add_argument(name, type=kind, help=text, **more)
-
-    def switch(name, text):
-        parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
-
-    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
-    flag("--space", str, "search space", choices=[*rome.SPACES, *NASBENCH])
-    if stage == "search":
-        flag("--method", str, "gdas: without beta, K = 1", choices=TOPOLOGY)
-        flag("--samples", whole, "sub-networks of a step; or two", nargs="+", metavar="K")
-        flag("--alpha-lr", rate, "learning rate of alpha and beta")
-        flag("--alpha-weight-decay", amount, "of alpha and beta")
-        flag("--tau", rate, "temperature", nargs=2, metavar=("FIRST", "LAST"))
-        switch("--recompute", "recompute cells, to save memory")
-        switch("--retrain", "then retrain the found cell")
-    else:
-        flag("--genotype", path, "published name, JSON file, or printed genotype")
-        flag("--drop-path", number(float, 0, 0.99), "its rate after the last epoch")
-        flag("--auxiliary", amount, "weight of the auxiliary loss; 0: no such head")
-        switch("--compile", "torch.compile the network")
-    flag("--dataset", str, "folder: DIR/{train,test}/CLASS/*", choices=DATASETS)
-    flag("--data", path, "where images are, or are downloaded to")
-    flag("--image-size", whole, "pixels; folder: with ImageNet's stem from 128 on")
-    flag("--epochs", whole, "epochs")
-    flag("--batch-size", number(int, 2), "images of a step")
-    flag("--channels", number(int, 2), "initial channels")
-    flag("--cells", whole, "cells (nb201: of a stage)")
-    flag("--lr", rate, "initial learning rate of the weights")
-    flag("--weight-decay", amount, "of the weights")
-    flag("--clip", amount, "bound on the norm of the weights' gradient; 0: none")
-    flag("--cutout", number(int, 0), "side of the erased square; 0: none")
-    flag("--seed", number(int, 0), "of everything random")
-    flag("--device", str, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    switch("--amp", "mixed precision in bfloat16")
-    switch("--deterministic", "deterministic kernels")
-    flag("--workers", number(int, 0), "processes that read images")
-    flag("--out", path, "the run's folder")
-    switch("--resume", "go on from the folder's last checkpoint")
-    return parser
+        # Other nodes need not see the file of the genotype.
+        then += ["--genotype", str(genotype), "--out", str(Path(config["out"], "retrain"))]
+        retrain(configure("retrain", then + ["--resume"] * config["resume"]))
+        log(config, f"next: python -m tools.baseline {shlex.quote(config['out'])}")
+        return
+    later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
+    size = "{cells} cells, {channels} channels, {epochs} epochs".format(**later)
+    if config["dataset"] == "folder" and not config["imagenet"]:
+        then += SMALL
+        size = f"for a few hundred images as below; the paper's, for 50,000: {size}"
+    log(config, f"the retrain: {size}")
+    log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
 
 
 def configure(stage: str, words: list[str]) -> dict:
@@ -833,54 +800,77 @@ def words_of_retrain(config):
     return words + [f"--{name}" for name in ("amp", "deterministic") if config[name]]
 
 
-def run(words, program):
-    """What the command line asks for: a search, a retrain, or one after the other."""
-    stage = words[0] if words else ""
-    if stage in ("-h", "--help"):
-        say(f"{program} search --help     finds a cell: its flags")
-        say(f"{program} retrain --help    trains a cell from scratch: its flags")
-        return
-    if stage not in ("search", "retrain"):
-        raise ValueError(f"{program} search or {program} retrain, with flags; --help lists them")
-    config = configure(stage, words[1:])
-    if stage == "retrain":
-        retrain(config)
-        return
-    genotype, then = search(config), words_of_retrain(config)
-    if config["retrain"]:
-        # Other nodes need not see the file of the genotype.
-        then += ["--genotype", str(genotype), "--out", str(Path(config["out"], "retrain"))]
-        retrain(configure("retrain", then + ["--resume"] * config["resume"]))
-        log(config, f"next: python -m tools.baseline {shlex.quote(config['out'])}")
-        return
-    later = settings_of(RETRAIN, config["space"], config["dataset"], config["imagenet"])
-    size = "{cells} cells, {channels} channels, {epochs} epochs".format(**later)
-    if config["dataset"] == "folder" and not config["imagenet"]:
-        then += SMALL
-        size = f"for a few hundred images as below; the paper's, for 50,000: {size}"
-    log(config, f"the retrain: {size}")
-    log(config, f"next: {shlex.join(['python', program, 'retrain', *then])}")
+def make_parser(stage):
+    """The flags of "search" or "retrain". Their defaults are in the tables at the top."""
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(
+        f"train.py {stage}", add_help=False, allow_abbrev=False, formatter_class=form,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    path, whole = os.path.expanduser, number(int, 1)
+    rate, amount = number(float, 1e-9), number(float, 0)
+
+    def flag(name, kind, text, **more):
+        parser.add_argument(name, type=kind, help=text, **more)
+
+    def switch(name, text):
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
+
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    flag("--space", str, "search space", choices=[*rome.SPACES, *NASBENCH])
+    if stage == "search":
+        flag("--method", str, "gdas: without beta, K = 1", choices=TOPOLOGY)
+        flag("--samples", whole, "sub-networks of a step; or two", nargs="+", metavar="K")
+        flag("--alpha-lr", rate, "learning rate of alpha and beta")
+        flag("--alpha-weight-decay", amount, "of alpha and beta")
+        flag("--tau", rate, "temperature", nargs=2, metavar=("FIRST", "LAST"))
+        switch("--recompute", "recompute cells, to save memory")
+        switch("--retrain", "then retrain the found cell")
+    else:
+        flag("--genotype", path, "published name, JSON file, or printed genotype")
+        flag("--drop-path", number(float, 0, 0.99), "its rate after the last epoch")
+        flag("--auxiliary", amount, "weight of the auxiliary loss; 0: no such head")
+        switch("--compile", "torch.compile the network")
+    flag("--dataset", str, "folder: DIR/{train,test}/CLASS/*", choices=DATASETS)
+    flag("--data", path, "where images are, or are downloaded to")
+    flag("--image-size", whole, "pixels; folder: with ImageNet's stem from 128 on")
+    flag("--epochs", whole, "epochs")
+    flag("--batch-size", number(int, 2), "images of a step")
+    flag("--channels", number(int, 2), "initial channels")
+    flag("--cells", whole, "cells (nb201: of a stage)")
+    flag("--lr", rate, "initial learning rate of the weights")
+    flag("--weight-decay", amount, "of the weights")
+    flag("--clip", amount, "bound on the norm of the weights' gradient; 0: none")
+    flag("--cutout", number(int, 0), "side of the erased square; 0: none")
+    flag("--seed", number(int, 0), "of everything random")
+    flag("--device", str, "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    switch("--amp", "mixed precision in bfloat16")
+    switch("--deterministic", "deterministic kernels")
+    flag("--workers", number(int, 0), "processes that read images")
+    flag("--out", path, "the run's folder")
+    switch("--resume", "go on from the folder's last checkpoint")
+    return parser
 
 
-def explain(error):
-    """The exit status and the line of an error; None for one of the program's own."""
-    line, text = last_line(error), str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; the same command with --resume goes on"
-    if isinstance(error, FloatingPointError):
-        other = "begin again with another --out and a lower --lr, or without --amp"
-        return 3, f"{line}; {other}; the last checkpoint is kept"
-    if isinstance(error, ModuleNotFoundError):
-        return 2, f"the module {error.name} is missing: pip install {error.name}"
-    if "shared memory" in text or "</torch_" in text:
-        return 2, "/dev/shm is full, through which workers send images: --workers 0 needs none"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
-        return 2, "the memory is full; lower --batch-size, or add --amp"
-    if isinstance(error, (OSError, ValueError)):
-        return 2, line
-    if dist.is_initialized() or "DataLoader" in line:
-        return 1, f"a process was lost: {line}"
-    return None
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are a ValueError of one line."""
+
+    def error(self, message):
+        raise ValueError(f"{message.removeprefix('argument '):.500} (see {self.prog} --help)")
+
+
+def number(kind, least, most=1e9):
+    """An argparse type: a number from least to most."""
+
+    def parse(text):
+        with suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        whole = "whole " if kind is int else ""
+        text = f"must be a {whole}number from {least:g} to {most:g}, not {text!r:.60}"
+        raise argparse.ArgumentTypeError(text)
+
+    return parse
 
 
 def guarded(name: str, function, *arguments) -> int:
@@ -908,11 +898,30 @@ def guarded(name: str, function, *arguments) -> int:
     return status
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit status, see `guarded`."""
-    if argv is None:  # of train.py, or of a user's own program that adds operations and spaces
-        return guarded("train.py", run, sys.argv[1:], sys.argv[0])
-    return guarded("train.py", run, list(argv), os.path.relpath(__file__))
+def explain(error):
+    """The exit status and the line of an error; None for one of the program's own."""
+    line, text = last_line(error), str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; the same command with --resume goes on"
+    if isinstance(error, FloatingPointError):
+        other = "begin again with another --out and a lower --lr, or without --amp"
+        return 3, f"{line}; {other}; the last checkpoint is kept"
+    if isinstance(error, ModuleNotFoundError):
+        return 2, f"the module {error.name} is missing: pip install {error.name}"
+    if "shared memory" in text or "</torch_" in text:
+        return 2, "/dev/shm is full, through which workers send images: --workers 0 needs none"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+        return 2, "the memory is full; lower --batch-size, or add --amp"
+    if isinstance(error, (OSError, ValueError)):
+        return 2, line
+    if dist.is_initialized() or "DataLoader" in line:
+        return 1, f"a process was lost: {line}"
+    return None
+
+
+def last_line(error):
+    """In the text of an error in a worker process the last line is the error's own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 if __name__ == "__main__":
