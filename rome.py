@@ -678,7 +678,8 @@ def check_images(images, stem, multiple):
 
     A stem whose first convolution was changed decides how many channels they have.
     """
-    channels, sides = getattr(stem[0], "in_channels", 3), images.shape[2:]
+    convs = [layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
+    channels, sides = convs[0].in_channels if convs else 3, images.shape[2:]
     good = images.dim() == 4 and images.shape[1] == channels
     if not good or any(side < 1 or side % multiple for side in sides):
         raise ValueError(
