@@ -32,8 +32,8 @@ Or copy this file alone and write the loop yourself. It is all of Algorithm 1:
             architect.weight_step(x_t, y_t, tau, sgd)  # Eq. 12
     print(net.genotype())  # argmax of p(z; alpha, beta), Eq. 9
 
-1 Sampling   2 Algorithm 1   3 The supernet   4 Operations   5 Cells   6 The derived network
-7 Search spaces   8 Several processes
+1 Sampling   2 Algorithm 1   3 The supernet   4 Operations   5 Their layers   6 Cells
+7 The derived network   8 Search spaces   9 Several processes
 """
 
 import itertools
@@ -68,16 +68,16 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
     """
     if not tau > 0:
         raise ValueError(f"tau is {tau}; it must be above 0")
-    scores = log_softmax(logits) + noise
+    scores = log_softmax(logits) + noise  # the brackets of Eq. 2, 3, 5 and 7
     top = scores.detach().topk(k, -1)  # the largest scores have the largest softmax, too
     # The largest score is subtracted, so that a small tau does not overflow.
     relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7
-    hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 8
+    hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 5, 8
     return hard + (relaxed - relaxed.detach())  # the bracket is exactly 0
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """log p of every row. FloatingPointError for alpha or beta that is not a number."""
+    """log p of every row (v1: Eq. 4). FloatingPointError for alpha or beta that is not a number."""
     log_p = F.log_softmax(logits, -1)
     if log_p.isnan().any():
         raise FloatingPointError("alpha or beta is not a number")
@@ -94,7 +94,7 @@ class Architect:
     net: a Supernet, or any module with sample(tau, generator), forward(images, z), weights() and
     architecture_parameters(); not wrapped in DDP. samples: K, or (K of the architecture step, K of
     the weight step). clip: bound on the norm of the weights' summed gradient; 0: none. generator:
-    of the draws, a CPU one; without it a step makes one, seeded by torch's own. loss: a function
+    of the draws, a CPU one; without it the first step makes one from torch's seed. loss: a function
     (logits, labels) -> 0-dim. After a step `gradient_norm` is the norm before the clip.
 
     The processes of torch.distributed share the K sub-networks. In all of them must be equal: the
@@ -107,7 +107,7 @@ class Architect:
         self.samples = samples if isinstance(samples, (tuple, list)) else (samples, samples)
         self.gradient_norm = None
         good = [isinstance(k, numbers.Integral) and k is not True and k > 0 for k in self.samples]
-        if good != [True, True]:
+        if len(good) != 2 or not all(good):
             raise ValueError(f"samples is {samples!r:.80}; it is K or (K, K), of at least 1")
 
     def architecture_step(self, images: Tensor, labels: Tensor, tau: float, optimizer) -> Tensor:
@@ -144,17 +144,17 @@ class Architect:
 
     def _draw(self, count, tau, device):
         """(k, z_k) of the sub-networks that this process runs, all drawn before the first runs."""
-        if self.generator is None:  # torch's own parts the processes when an operation draws
+        if self.generator is None:  # not torch's own, from which S4's noise draws in each process
             self.generator = shared_generator(device)
         drawn = [self.net.sample(tau, self.generator) for _ in range(count)]
         rank, processes = rank_and_world()
-        return list(enumerate(drawn))[rank::processes]
+        return list(enumerate(drawn))[rank::processes]  # rank, rank + processes, ...
 
     def _update(self, parameters, losses, clip, optimizer):
         sum_over_processes(parameters, losses)
         self.gradient_norm = nn.utils.clip_grad_norm_(parameters, clip).detach()
         optimizer.step()
-        torch.clear_autocast_cache()  # of the weights before the step, in 16 bits
+        torch.clear_autocast_cache()  # it has 16-bit copies of the weights before the step
         return losses.mean()
 
 
@@ -198,7 +198,7 @@ class Supernet(nn.Module):
     space: a name in SPACES, or a table like those there: {"normal": edges, "reduce": edges}, where
     an edge is a tuple of op names. topology: "v2" (a logit beta per edge), "v1" (one per pair of
     edges) or "none" (no beta, all edges run: GDAS). recompute: the backward pass computes each cell
-    again, for memory. imagenet: a stem of stride 8. ValueError for what does not fit.
+    again, to save memory. imagenet: a stem of stride 8. ValueError for what does not fit.
 
     `alpha` and `beta` are parameters by cell type. alpha: (edges, ops), the edges in the order
     0->2, 1->2, 0->3, 1->3, 2->3, 0->4, ... beta: (nodes, inputs), for v1 (nodes, pairs); entries of
@@ -211,12 +211,12 @@ class Supernet(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.table, self.topology = table_of(space), topology
-        self.nodes = nodes = nodes_in(self.table["normal"])
-        self.pairs = list(itertools.combinations(range(nodes + 1), 2))  # of inputs
-        columns = dict(v2=nodes + 1, v1=len(self.pairs), none=0)  # of beta
+        self.node_count = count = nodes_in(self.table["normal"])
+        self.pairs = list(itertools.combinations(range(count + 1), 2))  # of inputs
+        columns = dict(v2=count + 1, v1=len(self.pairs), none=0)  # of beta
         if topology not in columns:
             raise ValueError(f"no topology {topology!r}; there are {', '.join(columns)}")
-        self.picks = 1 if topology == "v1" else 2  # how many of them a node draws
+        self.picks = 1 if topology == "v1" else 2  # how many columns a node draws
         self.body = Body(
             self.table, channels, cells, classes,
             derived=False, imagenet=imagenet, recompute=recompute,
@@ -225,11 +225,11 @@ class Supernet(nn.Module):
         for kind, edges in self.table.items():
             self.alpha[kind] = 1e-3 * torch.randn(len(edges), len(edges[0]))
             if columns[topology] > 0:
-                self.beta[kind] = 1e-3 * torch.randn(nodes, columns[topology])
-        if topology == "v1":  # in the state, so that no v2 supernet loads a state of v1
+                self.beta[kind] = 1e-3 * torch.randn(count, columns[topology])
+        if topology == "v1":  # kept in the state: beta of two nodes has the same shape in v2
             holds = F.one_hot(torch.tensor(self.pairs, device="cpu")).sum(1)
             self.register_buffer("holds", holds)  # (pairs, inputs): 1 where a pair has the input
-        all_inputs = torch.ones(nodes, nodes + 1, dtype=torch.bool, device="cpu")
+        all_inputs = torch.ones(count, count + 1, dtype=torch.bool, device="cpu")
         self.is_edge = all_inputs.tril(1)  # (nodes, inputs)
         self.to(memory_format=torch.channels_last)
 
@@ -261,7 +261,8 @@ class Supernet(nn.Module):
             for j, row in enumerate(B.tolist()):
                 inputs = [i for i, kept in enumerate(row) if kept]
                 nodes.append([(i, index[first_edge(j) + i].item()) for i in inputs])
-            gates = A.gather(-1, index)[:, 0] * B.masked_select(self.is_edge)  # (edges,)
+            kept = B.masked_select(self.is_edge)  # (edges,): row by row, as edges are ordered
+            gates = A.gather(-1, index)[:, 0] * kept  # (edges,)
             z[kind] = Choice(nodes, gates.to(alpha.device) if gates.requires_grad else None)
         return z
 
@@ -290,11 +291,11 @@ class Supernet(nn.Module):
         z = {}
         for kind, alpha in self.alpha.items():
             best, z[kind] = alpha.argmax(-1).tolist(), Choice([])
-            for j in range(self.nodes):
-                candidates = [(i, best[first_edge(j) + i]) for i in range(j + 2)]
-                pairs = itertools.combinations(candidates, 2)
-                pair = max(pairs, key=lambda node: self.log_p(kind, j, node))  # Eq. 9
-                z[kind].nodes.append(list(pair))
+            for j in range(self.node_count):
+                edges = [(i, best[first_edge(j) + i]) for i in range(j + 2)]
+                nodes = itertools.combinations(edges, 2)
+                node = max(nodes, key=lambda node: self.log_p_of_node(kind, j, node))  # Eq. 9
+                z[kind].nodes.append(list(node))
         return self.cell(z)
 
     def log_prob(self, genotype) -> Tensor:
@@ -307,10 +308,11 @@ class Supernet(nn.Module):
             raise ValueError('topology "none" keeps every edge: p(z) of Eq. 9 needs beta')
         total = 0
         for kind, choice in self.architecture(genotype).items():
-            total = total + sum(self.log_p(kind, j, node) for j, node in enumerate(choice.nodes))
+            for j, node in enumerate(choice.nodes):
+                total = total + self.log_p_of_node(kind, j, node)
         return total
 
-    def log_p(self, kind, j, node):
+    def log_p_of_node(self, kind, j, node):
         """log of the factors of node j in Eq. 9: p(e) p(o|e) of its edges; without beta p(o|e)."""
         log_p_op = log_softmax(self.alpha[kind].cpu())  # (edges, ops)
         log_p = sum(log_p_op[first_edge(j) + i, index] for i, index in node)
@@ -328,8 +330,9 @@ class Supernet(nn.Module):
         z = {}
         for kind, edges in self.table.items():
             z[kind], nodes = Choice([]), nodes_of(getattr(genotype, kind))
-            if len(nodes) != self.nodes:
-                raise ValueError(f"{len(nodes)} nodes in the {kind} cell; here it has {self.nodes}")
+            if len(nodes) != self.node_count:
+                text = f"here it has {self.node_count}"
+                raise ValueError(f"{len(nodes)} nodes in the {kind} cell; {text}")
             for j, node in enumerate(nodes):
                 z[kind].nodes.append([])
                 for i in sorted(node):
@@ -341,13 +344,15 @@ class Supernet(nn.Module):
 
     def cell(self, z: dict) -> "Genotype":
         """The genotype of a sub-network. ValueError if a node keeps more than two inputs."""
-        pairs, concat = {}, list(range(2, 2 + self.nodes))
+        entries, concat = {}, list(range(2, 2 + self.node_count))
         for kind, choice in z.items():
-            edges, nodes = self.table[kind], enumerate(choice.nodes)
-            pairs[kind] = [(edges[first_edge(j) + i][op], i) for j, node in nodes for i, op in node]
-            if len(pairs[kind]) != 2 * self.nodes:
+            entries[kind] = []
+            for j, node in enumerate(choice.nodes):
+                for i, index in node:
+                    entries[kind].append((self.table[kind][first_edge(j) + i][index], i))
+            if len(entries[kind]) != 2 * self.node_count:
                 raise ValueError("a genotype has two inputs per node; this sub-network has all")
-        return Genotype(pairs["normal"], concat, pairs["reduce"], list(concat))
+        return Genotype(entries["normal"], concat, entries["reduce"], list(concat))
 
 
 def table_of(space):
@@ -356,9 +361,9 @@ def table_of(space):
     if not isinstance(table, dict) or set(table) != {"normal", "reduce"}:
         known = f"one of {', '.join(SPACES)}, or {{'normal': edges, 'reduce': edges}} of op names"
         raise ValueError(f"{space!r:.80} is no space, which is {known}")
+    count = first_edge(nodes_in(table["normal"]))  # of edges: where those of one more node begin
     for kind, edges in table.items():
         widths = {len(names) for names in edges}
-        count = first_edge(nodes_in(table["normal"]))
         if len(widths) != 1 or 0 in widths or len(edges) != count:
             sizes = "2, 5, 9, 14, ... edges, all with equally many op names"
             raise ValueError(f"the {kind} cell of a space has {sizes}: {edges!r:.200}")
@@ -387,12 +392,12 @@ class Genotype(NamedTuple):
     reduce_concat: list
 
 
-def nodes_of(pairs):
+def nodes_of(entries):
     """[(op, input), ...] as a dict, input -> op, per node."""
-    nodes = [{i: op for op, i in pairs[k : k + 2]} for k in range(0, len(pairs), 2)]
+    nodes = [{i: op for op, i in entries[k : k + 2]} for k in range(0, len(entries), 2)]
     for j, node in enumerate(nodes):
         if len(node) != 2 or not set(node) <= set(range(j + 2)):
-            raise ValueError(f"every node needs two different earlier inputs: {pairs!r:.200}")
+            raise ValueError(f"every node needs two different earlier inputs: {entries!r:.200}")
     return nodes
 
 
@@ -433,7 +438,9 @@ class Op(nn.Module):
 
     def forward(self, x, gate=None, drop_path=None):
         x = self.norm(self.layers(x), gate)
-        return x if drop_path is None or self.is_identity else drop(x, drop_path)
+        if drop_path is None or self.is_identity:  # DARTS drops no identity
+            return x
+        return drop(x, drop_path)
 
 
 class Gate(nn.Module):
@@ -474,6 +481,29 @@ def pool(layer, c, derived):
 
 def factorized_reduce(c_in, c, derived):
     return Op(Halve(c_in, c), Norm(c, derived))
+
+
+# Name -> function (channels, stride, derived) that makes a module,
+# (N, C, H, W) -> (N, C, H / stride, W / stride). To add an operation, add an entry:
+#     lambda c, stride, derived: Op(nn.Conv2d(c, c, 3, stride, 1, groups=2), Norm(c, derived))
+# The last layer of an Op is a Norm, whose scale is the gate. An Op reads relu(x), or x if
+# rectified=False. Any other module reads x, and its output is multiplied by the gate, which needs
+# more memory. None must write to its input, which others read.
+PRIMITIVES = {
+    "max_pool_3x3": lambda c, stride, derived: pool(nn.MaxPool2d(3, stride, 1), c, derived),
+    "avg_pool_3x3": lambda c, stride, derived: pool(AvgPool(stride), c, derived),
+    "skip_connect": lambda c, stride, derived: (
+        nn.Identity() if stride == 1 else factorized_reduce(c, c, derived)
+    ),
+    "sep_conv_3x3": partial(sep_conv, 3),
+    "sep_conv_5x5": partial(sep_conv, 5),
+    "dil_conv_3x3": partial(dil_conv, 3),
+    "dil_conv_5x5": partial(dil_conv, 5),
+    "noise": lambda c, stride, derived: Noise(stride),
+}
+
+# --------------------------------------------------------------------------------------------------
+# 5. The layers of the operations: DARTS's, in forms that a CPU computes fast
 
 
 class Halve(nn.Module):
@@ -529,8 +559,8 @@ class DilatedConv(torch.autograd.Function):
     @staticmethod
     def backward(context, grad):
         x, weight = context.saved_tensors
-        grads, wanted = four(grad), context.needs_input_grad[1]
-        images = four(x).to(grad.dtype) if wanted else grads  # then only their shape is read
+        grads, wanted = by_parity(grad), context.needs_input_grad[1]
+        images = by_parity(x).to(grad.dtype) if wanted else grads  # then only their shape is read
         padding = [weight.shape[2] // 2] * 2
         parts, grad_weight, _ = torch.ops.aten.convolution_backward(
             grads, images, weight.to(grad.dtype), None, [1, 1], padding, [1, 1], False, [0, 0],
@@ -545,7 +575,8 @@ class DilatedConv(torch.autograd.Function):
 CORNERS = (0, 0), (0, 1), (1, 0), (1, 1)
 
 
-def four(x):
+def by_parity(x):
+    """The pixels of even and odd rows and columns as four images, along the batch."""
     return torch.cat([x[:, :, row::2, column::2] for row, column in CORNERS])
 
 
@@ -578,27 +609,8 @@ class Noise(nn.Module):
         return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
 
 
-# Name -> function (channels, stride, derived) that makes a module,
-# (N, C, H, W) -> (N, C, H / stride, W / stride). To add an operation, add an entry:
-#     lambda c, stride, derived: Op(nn.Conv2d(c, c, 3, stride, 1, groups=2), Norm(c, derived))
-# The last layer of an Op is a Norm, whose scale is the gate. An Op reads relu(x), or x if
-# rectified=False. Any other module reads x, and its output is multiplied by the gate, which needs
-# more memory. None must write to its input, which others read.
-PRIMITIVES = {
-    "max_pool_3x3": lambda c, stride, derived: pool(nn.MaxPool2d(3, stride, 1), c, derived),
-    "avg_pool_3x3": lambda c, stride, derived: pool(AvgPool(stride), c, derived),
-    "skip_connect": lambda c, stride, derived: (
-        nn.Identity() if stride == 1 else factorized_reduce(c, c, derived)
-    ),
-    "sep_conv_3x3": partial(sep_conv, 3),
-    "sep_conv_5x5": partial(sep_conv, 5),
-    "dil_conv_3x3": partial(dil_conv, 3),
-    "dil_conv_5x5": partial(dil_conv, 5),
-    "noise": lambda c, stride, derived: Noise(stride),
-}
-
 # --------------------------------------------------------------------------------------------------
-# 5. Cells, and the network of cells that the supernet and the derived network share
+# 6. Cells, and the network of cells that the supernet and the derived network share
 
 
 class Cell(nn.Module):
@@ -628,19 +640,19 @@ class Cell(nn.Module):
         relu, gates = rectifier(states), [None] * len(self.edges)
         if choice.gates is not None:
             gates = choice.gates[:, None].repeat(1, self.channels).unbind()  # per edge (C,) copies
-        for j, node in enumerate(choice.nodes):
+        for j, node in enumerate(choice.nodes):  # it becomes states[j + 2]
             terms = []
             for i, index in node:
                 edge = first_edge(j) + i
                 op = self.edges[edge][index]
                 x = relu(i) if op.rectified else states[i]
                 terms.append(op(x, gates[edge], drop_path))  # A_ij B_ij o_ij(x_i)
-            states.append(sum(terms[1:], terms[0]))
+            states.append(sum(terms[1:], terms[0]))  # sum(terms) would first add 0
         return concatenate([states[i] for i in self.concat])
 
 
 def rectifier(states):
-    """A function i -> relu(x_i), computed once for all operations that read it."""
+    """A function i -> relu(x_i), computed when it is first called. `states` may grow meanwhile."""
     rectified = {}
 
     def relu(i):
@@ -719,12 +731,12 @@ class Body(nn.Module):
             reduction = index in (cells // 3, 2 * cells // 3)
             kind = "reduce" if reduction else "normal"
             channels *= 2 if reduction else 1
-            output = concat[kind] if concat else range(2, 2 + nodes_in(table[kind]))
+            kept = concat[kind] if concat else range(2, 2 + nodes_in(table[kind]))
             widths = c_prev_prev, c_prev, channels
-            cell = Cell(table[kind], output, *widths, derived, reduction, reduction_prev)
+            cell = Cell(table[kind], kept, *widths, derived, reduction, reduction_prev)
             self.cells.append(cell)
             self.kinds.append(kind)
-            c_prev_prev, c_prev, reduction_prev = c_prev, channels * len(output), reduction
+            c_prev_prev, c_prev, reduction_prev = c_prev, channels * len(kept), reduction
             if auxiliary and index == self.auxiliary_at:
                 self.auxiliary = AuxiliaryHead(c_prev, classes, imagenet)
         # The supernet ends like GDAS's code, not like DARTS's: the scale of the last cell's output
@@ -742,12 +754,13 @@ class Body(nn.Module):
     def forward(self, images, z):
         """Logits, and in training the auxiliary head's, or None."""
         images = check_images(images, self.stem0, self.multiple)
-        drop_path, logits_auxiliary = self.drop_path if self.training else None, None
-        s0 = F.relu_(self.run(self.stem0, images))
+        drop_path = self.drop_path if self.training else None
+        logits_auxiliary = None
+        s0 = F.relu_(self.run(self.stem0, images))  # the ReLU with which the next cells would begin
         s1 = s0 if self.stem1 is None else F.relu_(self.run(self.stem1, s0))
         for index, (cell, kind) in enumerate(zip(self.cells, self.kinds)):
             output = self.run(cell, s0, s1, z[kind], drop_path)
-            if index + 1 < len(self.cells):  # the ReLU with which the next cells would begin
+            if index + 1 < len(self.cells):  # the classifier reads the last output as it is
                 output = F.relu_(output)
             s0, s1 = s1, output
             if index == self.auxiliary_at and self.auxiliary is not None and self.training:
@@ -760,7 +773,8 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, c, classes, imagenet):
         super().__init__()
-        self.side, self.stride = (7, 2) if imagenet else (8, 3)  # of DARTS's maps, and its pool
+        # DARTS's maps have this side here, and its pool has this stride.
+        self.side, self.stride = (7, 2) if imagenet else (8, 3)
         layers = [nn.Conv2d(c, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()]
         layers += [nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()]
         if imagenet:  # as published
@@ -779,7 +793,7 @@ class AuxiliaryHead(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# 6. The derived network
+# 7. The derived network
 
 
 class Network(nn.Module):
@@ -824,7 +838,7 @@ class Network(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# 7. Search spaces: for each cell type, the operations on each edge, here 14
+# 8. Search spaces: for each cell type, the operations on each edge, here 14
 
 
 def parse(text):
@@ -855,7 +869,7 @@ SPACES = {
 
 
 # --------------------------------------------------------------------------------------------------
-# 8. Several processes (torchrun)
+# 9. Several processes (torchrun)
 
 
 def rank_and_world():
