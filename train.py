@@ -138,8 +138,9 @@ def search(config: dict):
         weight_half, architecture_half = halves(
             train.labels, config["fraction"], seed("halves"), train.classes
         )
-        some = torch.Generator().manual_seed(seed("evaluation"))
-        judged = architecture_half[torch.randperm(len(architecture_half), generator=some)[:2000]]
+        generator = torch.Generator().manual_seed(seed("evaluation"))
+        order = torch.randperm(len(architecture_half), generator=generator)
+        evaluated = architecture_half[order[:2000]]
         steps = len(shuffle(weight_half, config["batch_size"]))
 
         torch.manual_seed(seed("first weights"))
@@ -183,7 +184,7 @@ def search(config: dict):
                 # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
                 with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
                     loss_alpha = architect.architecture_step(x_s, y_s, tau, adam)
-                    norm_alpha = architect.gradient_norm
+                    norm_alpha = architect.gradient_norm  # of the step just taken
                     loss_theta = architect.weight_step(x_t, y_t, tau, sgd)
                     norm_theta = architect.gradient_norm
                 losses += torch.stack([len(y_s) * loss_alpha, len(y_t) * loss_theta])
@@ -193,30 +194,16 @@ def search(config: dict):
             seconds, seen = time.perf_counter() - start, len(weight_half) + len(architecture_half)
             loss_alpha, loss_theta = (losses / len(weight_half)).tolist()  # both halves' size
             norm_alpha, norm_theta = (norms / steps).tolist()
-            genotype, sure = net.genotype(), certainty(net)
-            free = genotypes.parameter_free(genotype)
-            predict = functools.partial(net, z=net.architecture(genotype))
-            loss, accuracy = evaluate(predict, stream(train, config, judged, "evaluation"))
-            memory = memory_of(adam, (epoch + 1) * steps)
             row = dict(
                 epoch=epoch + 1, tau=tau, lr=lr, loss_alpha=loss_alpha, loss_theta=loss_theta,
-                gradient_norm_alpha=norm_alpha, gradient_norm=norm_theta, supernet_loss=loss,
-                supernet_accuracy=accuracy, genotype=str(genotype), **sure, alpha_memory=memory,
-                **{f"parameter_free_{kind}": count for kind, count in free.items()},
+                gradient_norm_alpha=norm_alpha, gradient_norm=norm_theta,
+                **derived_cell(net, stream(train, config, evaluated, "evaluation")),
+                **certainty(net), alpha_memory=memory_of(adam, (epoch + 1) * steps),
                 images_per_second=seen / seconds, seconds=seconds, peak_mib=peak_mib(device),
             )  # fmt: skip
             rows.append(row)
             end_epoch(config, rows, parts, train)
-            counts = ", ".join(f"{count} {kind}" for kind, count in free.items())
-            text = (
-                f"epoch {epoch + 1}/{epochs}: tau {tau:.2f}, loss {loss_theta:.3f} (alpha "
-                f"{loss_alpha:.3f}), supernet accuracy {accuracy:.1f}%,\n"
-                f"  parameter-free ops {counts}, alpha {sure['times_uniform']:.2f} x uniform, "
-                f"{row['images_per_second']:,.0f} images/s"
-            )
-            if memory < 0.99 * steps:
-                text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
-            log(config, text)
+            log(config, text_of_epoch(row, epochs, steps))
 
         folder, genotype = Path(config["out"]), net.genotype()
         if is_first():
@@ -231,6 +218,32 @@ def search(config: dict):
             log(config, "alpha is near uniform: the cell is close to a random draw; search longer")
         log(config, f"files in {folder}: genotype.json, cells.svg, metrics.csv, last.pt")
     return genotype
+
+
+def derived_cell(net, batches):
+    """The derived cell, and how it does in the supernet, as columns of metrics.csv."""
+    genotype = net.genotype()
+    predict = functools.partial(net, z=net.architecture(genotype))
+    loss, accuracy = evaluate(predict, batches)
+    free = genotypes.parameter_free(genotype)
+    columns = {f"parameter_free_{kind}": count for kind, count in free.items()}
+    return dict(genotype=str(genotype), supernet_loss=loss, supernet_accuracy=accuracy, **columns)
+
+
+def text_of_epoch(row, epochs, steps):
+    """What a person sees of an epoch."""
+    start = "parameter_free_"
+    counts = [f"{row[key]} {key.removeprefix(start)}" for key in row if key.startswith(start)]
+    text = (
+        f"epoch {row['epoch']}/{epochs}: tau {row['tau']:.2f}, loss {row['loss_theta']:.3f} (alpha "
+        f"{row['loss_alpha']:.3f}), supernet accuracy {row['supernet_accuracy']:.1f}%,\n"
+        f"  parameter-free ops {', '.join(counts)}, alpha {row['times_uniform']:.2f} x uniform, "
+        f"{row['images_per_second']:,.0f} images/s"
+    )
+    memory = row["alpha_memory"]
+    if memory < 0.99 * steps:
+        text += f"\n  alpha's decay makes it forget in {memory:.0f} steps, under an epoch"
+    return text
 
 
 @torch.no_grad()
@@ -253,7 +266,8 @@ def certainty(net):
     columns, times = {}, []
     for name, table in probabilities(net).items():
         for kind, p in table.items():
-            drawn = torch.as_tensor(net.picks if name == "beta" else 1)  # by a row
+            # How many each row draws: a number, or in extra/nasbench.py one for each node.
+            drawn = torch.as_tensor(net.picks if name == "beta" else 1)
             chosen = p[(p > 0).sum(-1) > drawn]
             if len(chosen) > 0:
                 columns[f"entropy_{name}_{kind}"] = -chosen.xlogy(chosen).sum(-1).mean().item()
@@ -570,7 +584,7 @@ def restore(config, parts):
             log(config, f"{text} the numbers may differ in their last digits")
     elif config["resume"]:
         log(config, "there is no checkpoint yet: the run begins at its first epoch")
-    network = next(iter(parts.values()))
+    network = parts.get("net") or parts["network"]
     total = sum(p.detach().cpu().double().sum().item() for p in network.parameters())
     compare_processes(images=config["images"], epoch=len(rows), weights=total)
     return rows
@@ -733,6 +747,7 @@ def configure(stage: str, words: list[str]) -> dict:
     wants_help = given.pop("help", False)
     config = COMMON | SWITCHES[stage] | given | dict(stage=stage)
     dataset, size = config["dataset"], given.get("image_size", 0)
+    # ImageNet's stem, crops and reading of files; a folder of large images has them, too.
     config["imagenet"] = dataset == "imagenet" or (dataset == "folder" and size >= 128)
     if stage == "retrain" and not wants_help:
         config |= cell_of(given)
@@ -741,7 +756,7 @@ def configure(stage: str, words: list[str]) -> dict:
     if stage == "search":
         row["out"] = "runs/{space}-{dataset}-{method}-s{seed}".format(**config)
         row["samples"] = [1] if config["method"] == "gdas" else row["samples"]
-    config = row | config
+    config = row | config  # the flags win
     if "cutout" not in given:
         config["cutout"] = min(config["cutout"], config["image_size"] // 2)
     if wants_help:
@@ -788,7 +803,7 @@ def refuse(config):
         for name, flag in only.items():
             if config.get(name):
                 raise ValueError(f"{flag} is for the spaces darts and s1 to s4")
-        if "method" in config:  # ValueError for a method that the space has not
+        if "method" in config:  # it is made for its ValueError: a method that the space has not
             make_supernet(config["space"], 2, 1, 2, TOPOLOGY[config["method"]])
 
 

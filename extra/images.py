@@ -73,7 +73,7 @@ def load_data(config: dict, split: str, device="cpu", tell=lambda text: None) ->
         images = Images(pixels, labels, classes, files)
     else:
         images = load_torchvision(name, config["data"], split)
-    pixels = images.pixels if images.pixels is None else images.pixels.to(device)
+    pixels = None if images.pixels is None else images.pixels.to(device)
     statistics = STATISTICS.get(name) or statistics_of(images, config)
     return images._replace(pixels=pixels, labels=images.labels.to(device), statistics=statistics)
 
@@ -123,7 +123,7 @@ def statistics_of(images, config):
 
 
 def fingerprint(config, *splits):
-    """Tells other images: how many, and a hash of the classes and of the files' names and sizes."""
+    """A text that differs for other images: their number, and a hash of the classes and files."""
     text = [repr(split.classes) for split in splits]
     for split in splits:
         for path in split.files:
@@ -144,7 +144,7 @@ def halves(labels, fraction, seed, classes=None):
     labels = labels.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class by class, each in random order
-    step = round(1 / fraction)
+    step = round(1 / fraction)  # every step-th image of this order is a like share of each class
     order = order[: len(order) // step * step]  # so that both parts have as many images
     parts = order[::step], order[1::step]
     for label, count in enumerate(labels.bincount().tolist()):
@@ -183,28 +183,29 @@ def stream(images, config, index, role, epoch=0, augment=False, share=False):
     share: the processes share every batch.
     """
     device, rank = images.labels.device, rome.rank_and_world()[0] if share else 0
-    order, changes = torch.Generator(), torch.Generator()
-    order.manual_seed(seed_of(config, f"{role} order", epoch))
+    orders, changes = torch.Generator(), torch.Generator()
+    orders.manual_seed(seed_of(config, f"{role} order", epoch))
     changes.manual_seed(seed_of(config, f"{role} augmentation {rank}", epoch))
-    batches = shuffle(index, config["batch_size"], order, share)
+    batches = shuffle(index, config["batch_size"], orders, share)
     mean, deviation = torch.tensor(images.statistics, device=device).view(2, 3, 1, 1)
     if images.pixels is None:
         from extra import folders
 
+        # The crops of a search are not those of a retrain. None: the centre.
         crops = config["stage"] if augment and config["imagenet"] else None
         files = folders.Files(images.files, config["image_size"], crops, config["imagenet"])
         first = seed_of(config, f"{role} files", epoch)
         read = folders.read_batches(files, batches, first, config["workers"], changes)
     else:
-        read = (images.pixels[numbers.to(device)] for numbers in batches)
-    for numbers, pixels in zip(batches, read):
+        read = (images.pixels[part.to(device)] for part in batches)
+    for part, pixels in zip(batches, read):
         x = pixels.to(device).permute(0, 3, 1, 2)
         if augment and not config["imagenet"]:
             x = crop_and_flip(x, changes)
         x = (x.float() / 255 - mean) / deviation
         if augment and config["cutout"]:
             x = cut_out(x, config["cutout"], changes)
-        yield x, images.labels[numbers.to(device)]
+        yield x, images.labels[part.to(device)]
 
 
 def crop_and_flip(images, generator):
