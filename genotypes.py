@@ -9,11 +9,12 @@ string of NAS-Bench-201. Equal cells compare equal after `check`. Text is parsed
 
 import ast
 import html
-import importlib
 import io
 import json
 import os
 import re
+import sys
+from contextlib import suppress
 from numbers import Integral
 from pathlib import Path
 
@@ -36,24 +37,14 @@ PARAMETER_FREE = {
 RULE = (
     "expected one cell, as a JSON file of this project, NAS-Bench-201's |op~0|+|op~0|op~1|+..., or "
     "Genotype(normal=[('op', input), ...], normal_concat=[2, ...], reduce=[...], "
-    "reduce_concat=[...]) with plain numbers, two pairs for each node, in one list"
+    "reduce_concat=[...]) with plain numbers, two pairs for each node, all in one list: where each "
+    "node has a list, join them, as docs/examples.md does for pt.darts"
 )
-
-
-class Refusal(ValueError):
-    """An error whose text is meant for the user."""
 
 
 def require(condition, message: str):
     if not condition:
-        raise Refusal(message)
-
-
-def integer(value) -> int:
-    """Python's int, also of numpy's integers. A bool is none."""
-    good = isinstance(value, Integral) and type(value) is not bool
-    require(good, f"expected an integer, not {value!r:.80}")
-    return int(value)
+        raise ValueError(message)
 
 
 def module_of(space):
@@ -67,25 +58,29 @@ def module_of(space):
     return nasbench
 
 
+def small_net(space):
+    """A supernet that knows the cells of a space. Its weights are not used."""
+    with torch.device("cpu"), torch.random.fork_rng([]):  # whatever the user's default device
+        return module_of(space).Supernet(space, 2, 1, 1)
+
+
 def check(genotype, space=None):
-    """The genotype in canonical form. ValueError says which cell, node and entry is wrong.
+    """The genotype in canonical form. ValueError says what is wrong with it.
 
     space: a name, or a table as in rome.SPACES. Without it any operation may stand anywhere.
     """
-    module = module_of(space)
     if isinstance(genotype, Genotype):
-        require(module is rome, f"a DARTS cell is not in {space}")
-        return check_darts(genotype, rome.SPACES[space] if isinstance(space, str) else space)
-    from extra import nasbench
+        module, genotype = rome, check_darts(genotype)
+    else:
+        from extra import nasbench as module
 
-    choice = nasbench.read(genotype)
-    inputs = [list(map(integer, node)) for node in choice.inputs]
-    genotype = nasbench.write(choice._replace(inputs=inputs))
-    if space is not None:
-        own = nasbench.ONE_SHOT, tuple(map(len, inputs))  # the space that it needs
-        own = nasbench.SPACES["nb201"] if isinstance(genotype, str) else own
-        good = module is nasbench and nasbench.SPACES[space] == own
-        require(good and set(choice.ops) <= {None, *own[0]}, f"{genotype} is not in {space!r:.80}")
+        choice = module.read(genotype)
+        inputs = [list(map(integer, node)) for node in choice.inputs]
+        genotype = module.write(choice._replace(inputs=inputs))
+    if space is None or (space == "nb201" and isinstance(genotype, str)):  # of any number of edges
+        return genotype
+    require(module_of(space) is module, f"a cell of another kind than those of {space!r:.80}")
+    small_net(space).architecture(genotype)
     return genotype
 
 
@@ -93,28 +88,34 @@ def cells_of(genotype: Genotype):
     return [("normal", *genotype[:2]), ("reduce", *genotype[2:])]
 
 
-def check_darts(genotype: Genotype, table: dict | None) -> Genotype:
+def check_darts(genotype: Genotype) -> Genotype:
     count, cells = max(1, len(genotype.normal) // 2), []
-    if table:
-        count = rome.nodes_in(table["normal"])
     for kind, pairs, concat in cells_of(genotype):
-        pairs = [(str(op), integer(i)) for op, i in pairs]
-        concat = sorted(map(integer, concat))
+        try:
+            pairs = [(str(op), integer(i)) for op, i in pairs]
+            concat = sorted(map(integer, concat))
+        except (TypeError, ValueError):
+            raise ValueError(RULE) from None
+        nodes = len(rome.nodes_of(pairs))
+        require(nodes == count, f"{kind}: expected {count} nodes, not {nodes}")
+        for number, (op, _) in enumerate(pairs):
+            require(
+                op in rome.PRIMITIVES,
+                f"{kind}, x_{number // 2 + 2}: unknown {op!r:.80}, known operations: "
+                f"{', '.join(rome.PRIMITIVES)}",
+            )
+        require(
+            concat and concat == sorted({*concat} & {*range(2, count + 2)}),
+            f"{kind}, c_k: expected different nodes from 2 to {count + 1}, not {concat!r:.80}",
+        )
         cells += [pairs, concat]
-        nodes = rome.nodes_of(pairs)
-        require(len(nodes) == count, f"{kind}: expected {count} nodes, not {len(nodes)}")
-        for j, node in enumerate(nodes):
-            for i, op in node.items():
-                known = ()
-                if 0 <= i < j + 2:
-                    known = table[kind][rome.first_edge(j) + i] if table else rome.PRIMITIVES
-                text = f"unknown {op!r:.80} from input {i!r:.80}; inputs are 0 to {j + 1}"
-                text += f", known operations: {', '.join(known)}"
-                require(op in known, f"{kind}, x_{j + 2}: {text}")
-        good = concat and concat == sorted({*concat} & {*range(2, count + 2)})
-        text = f"expected different nodes from 2 to {count + 1}, not {concat!r:.80}"
-        require(good, f"{kind}, c_k: {text}")
     return Genotype(*cells)
+
+
+def integer(value) -> int:
+    """Python's int, also of numpy's integers. A bool is none."""
+    require(isinstance(value, Integral) and type(value) is not bool, RULE)
+    return int(value)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -126,12 +127,10 @@ def random_cell(space, generator: torch.Generator | None = None):
 
     Without a generator it is drawn from torch's own.
     """
-    with torch.device("cpu"):  # whatever the user's default device
-        with torch.random.fork_rng([]):  # no weight is used
-            net = module_of(space).Supernet(space, 2, 1, 1)
-        for p in net.architecture_parameters():
-            torch.nn.init.zeros_(p)
-        return net.cell(net.sample(1.0, generator))
+    net = small_net(space)
+    for p in net.architecture_parameters():
+        torch.nn.init.zeros_(p)
+    return net.cell(net.sample(1.0, generator))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -150,14 +149,11 @@ def load(source, space=None):
         if not re.search(r"^\s*[{|]|Genotype\s*\(", text):
             text = text_of(text)
         return check(parse(text), space)
-    except (OSError, Refusal) as error:
+    except (OSError, ValueError) as error:
         reason = error
-    except (
-        AttributeError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
-    ):  # fmt: skip
+    except (AttributeError, MemoryError, RecursionError, SyntaxError, TypeError):
         reason = RULE
-    text = f"{str(source)!r:.100} cannot be used as a genotype: {str(reason):.500}"
-    raise ValueError(text)
+    raise ValueError(f"{str(source)!r:.100} cannot be used as a genotype: {str(reason):.500}")
 
 
 def open_text(path, mode: str = "r"):
@@ -177,11 +173,9 @@ def text_of(path):
 
 def space_of(path) -> str | None:
     """The "space" that the JSON file of a genotype names. None without such a file or entry."""
-    try:
+    with suppress(KeyError, OSError, RecursionError, TypeError, ValueError):
         space = json.loads(text_of(path))["space"]
-    except (KeyError, OSError, RecursionError, TypeError, ValueError):
-        return None
-    return space if isinstance(space, str) else None
+        return space if isinstance(space, str) else None
 
 
 def parse(text: str):
@@ -189,32 +183,28 @@ def parse(text: str):
     text = text.strip()
     if text.startswith("|"):
         return text
-    return from_json(text) if text.startswith("{") else from_python(text)
+    try:
+        return from_json(text) if text.startswith("{") else from_python(text)
+    except ValueError:
+        raise ValueError(RULE) from None
 
 
 def from_json(text: str):
     data = json.loads(text)
     schema, kind, value = map(data.get, ("schema", "kind", "genotype"))
     require(schema == SCHEMA, RULE)
-    if kind == "nb201":
-        return value
-    make = class_of(kind != "darts")
-    return make(*map(value.get, make._fields))
+    return value if kind == "nb201" else class_of(kind != "darts")(**value)
 
 
 def from_python(text: str):
     """The genotype in printed text, [NAME =] [module.]Genotype(...). Only literals are read."""
-    text = re.sub(r"#.*", "", text[:20000]).strip()
+    text = re.sub(r"#.*", "", text[:20000])
+    text = re.sub(r"^[^(]*?(?=(OneShot)?Genotype)", "", text, count=1)
     text = re.sub(r"range\(2, ?6\)", "[2, 3, 4, 5]", text)  # of DARTS
     text = re.sub(r"\b\w+\.u?int\d+\((\d+)\)", r"\1", text)  # of numpy 2
-    form = r"(?:\w+\s*=)?[\w\s.]*?(OneShot)?Genotype\s*\((.*)\)"
-    found = re.fullmatch(form, text, re.DOTALL)
-    require(found, RULE)
-    make, inside = class_of(found[1]), found[2]
-    if "=" not in inside:
-        return make(*ast.literal_eval(f"[{inside}]"))
-    fields = ast.literal_eval("{" + re.sub(r"\b(\w+)\s*=", r"'\1':", inside) + "}")
-    return make(*map(fields.get, make._fields))
+    call = ast.parse(text, mode="eval").body
+    named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    return class_of(call.func.id != "Genotype")(*map(ast.literal_eval, call.args), **named)
 
 
 def class_of(one_shot):
@@ -314,34 +304,28 @@ def save(genotype, path, **extra):
 def graph_of(genotype):
     """Cell type -> its nodes, inputs first, output last.
 
-    A node is (name, its operation, [(operation on the edge, input), ...]).
+    A node is (name, operations, inputs): an operation for each input, in 1Shot1 one for their sum,
+    and none in c_k, which concatenates.
     """
-    genotype = check(genotype)
+    genotype, graph = check(genotype), {}
+    if isinstance(genotype, Genotype):
+        for kind, pairs, concat in cells_of(genotype):
+            nodes = graph[kind] = [("c_k-2", (), ()), ("c_k-1", (), ())]
+            for pair in zip(pairs[::2], pairs[1::2]):
+                nodes.append((f"x_{len(nodes)}", *zip(*pair)))
+            nodes.append(("c_k", (), concat))
+        return graph
+    nodes = graph["cell"] = [("x_0", (), ())]
     if isinstance(genotype, str):
-        rows = [("", re.findall(r"(?!none)\b(\w+)~(\d)", row)) for row in genotype.split("+")]
-        return {"cell": with_names(["x_0"], rows)}
-    if not isinstance(genotype, Genotype):
-        ops = [*genotype.ops, "concat"]
-        rows = [(op, [("", i) for i in inputs]) for op, inputs in zip(ops, genotype.inputs)]
-        return {"cell": with_names(["x_0"], rows)}
-    graph = {}
-    for kind, pairs, concat in cells_of(genotype):
-        rows = [("", node) for node in zip(pairs[::2], pairs[1::2])]
-        rows.append(("concat", [("", i) for i in concat]))
-        graph[kind] = with_names(["c_k-2", "c_k-1"], rows)
+        for text in genotype.split("+"):
+            names = re.findall(r"(\w+)~", text)
+            inputs = [i for i, op in enumerate(names) if op != "none"]
+            nodes.append((f"x_{len(nodes)}", [names[i] for i in inputs], inputs))
+        return graph
+    for op, inputs in zip(genotype.ops, genotype.inputs):  # but for the inputs of the output
+        nodes.append((f"x_{len(nodes)}", [op], inputs))
+    nodes.append(("c_k", (), genotype.inputs[-1]))
     return graph
-
-
-def with_names(inputs, rows):
-    nodes = [(name, "", []) for name in inputs]
-    for on, edges in rows:  # 1Shot1's operations stand on nodes, the others' on edges
-        name = "c_k" if on == "concat" else f"x_{len(nodes)}"
-        nodes.append((name, on, [(op, int(i)) for op, i in edges]))
-    return nodes
-
-
-def ops_of(nodes):
-    return [on for _, on, _ in nodes] + [op for _, _, edges in nodes for op, _ in edges]
 
 
 def used(nodes):
@@ -349,13 +333,13 @@ def used(nodes):
     found = {len(nodes) - 1}
     for number in reversed(range(len(nodes))):
         if number in found:
-            found.update(i for _, i in nodes[number][2])
+            found.update(nodes[number][2])
     return found
 
 
 def free_ops(nodes):
     """How many operations have no parameters, of the nodes with a way to the output."""
-    return sum(op in PARAMETER_FREE for op in ops_of([nodes[i] for i in used(nodes)]))
+    return sum(op in PARAMETER_FREE for number in used(nodes) for op in nodes[number][1])
 
 
 def parameter_free(genotype) -> dict:
@@ -368,11 +352,16 @@ def describe(genotype) -> str:
     lines = []
     for kind, nodes in graph_of(genotype).items():
         lines.append(f"{kind}, parameter-free ops: {free_ops(nodes)}")
-        for name, on, edges in nodes:
-            terms = [f"{op}({nodes[i][0]})" if op else nodes[i][0] for op, i in edges]
-            terms = (", " if name == "c_k" else " + ").join(terms)
-            if edges:
-                lines.append(f"  {name} = {on}({terms})" if on else f"  {name} = {terms}")
+        for name, ops, inputs in nodes:
+            terms = [nodes[i][0] for i in inputs]
+            if len(ops) == len(terms):
+                text = " + ".join(f"{op}({term})" for op, term in zip(ops, terms))
+            elif ops:
+                text = f"{ops[0]}({' + '.join(terms)})"
+            else:
+                text = f"concat({', '.join(terms)})"
+            if text:
+                lines.append(f"  {name} = {text}")
     return "\n".join(lines)
 
 
@@ -391,43 +380,36 @@ def layout(genotype):
     """Width, height and shapes, in pixels, and in the order in which they are drawn.
 
     A shape is a line with round ends: (thickness, colour, points, text). A thick one is the box of
-    a text, which stands at its first point. Every edge has a row of its own, left of its node. It
+    a text, which stands at its first point. Every operation has a row, left of its node. An edge
     starts at a dot on the line that runs down from its input.
     """
     graph, shapes, y = graph_of(genotype), [], 0
 
     def box(x, y, width, thickness, colour, text=""):
-        points = [(x, y), (x - width / 2, y), (x + width / 2, y)]
-        shapes.append((thickness, colour, points, text))
+        shapes.append((thickness, colour, [(x, y), (x - width / 2, y), (x + width / 2, y)], text))
 
-    def pill(x, y, op, alive):  # left of a node at x
-        kind = "skip, noise" if op in PARAMETER_FREE else "parameters"
-        kind = "unused" if not alive else "pool" if "pool" in op else kind
-        box(x - 51 - length / 2, y, length, 24, LEGEND[kind], op)
-
-    length = 7.2 * max(len(op) for nodes in graph.values() for op in ops_of(nodes))
     for kind, nodes in graph.items():
         title = f"{kind}, parameter-free ops: {free_ops(nodes)}"
         box(36 + 3.6 * len(title), y + 22, 7.2 * len(title), 24, GREY, title)
         x, y, places = -16, y + 62, []  # places: x and y of the nodes
-        for number, (name, on, edges) in enumerate(nodes):
+        for number, (name, ops, inputs) in enumerate(nodes):
             alive = number in used(nodes)
-            wide = edges and name != "c_k"
-            x += length + 120 if wide else 60
-            rows = [y + 30 * k if wide else y for k in range(len(edges))] or [y]
+            length = 7.2 * max(map(len, ops), default=0)
+            x += length + 120 if ops else 60
+            step = 30 if len(ops) == len(inputs) else 0
+            rows = [y + step * k for k in range(len(inputs))] or [y]
             middle, joint = sum(rows) / len(rows), x - 34  # the rows meet at x = joint, y = middle
-            if on and wide:  # behind the joint
-                pill(x, middle, on, alive)
-                joint -= length + 36
-            for row, (op, i) in zip(rows, edges):
+            for row, i in zip(rows, inputs):
                 left, above = places[i]
                 points = [(left, above), (left, row), (joint, row), (joint, middle), (x, middle)]
                 shapes.append((2.4, GREY, points, ""))
                 box(left, row, 1, 6, GREY)
-                if op:
-                    pill(x, row, op, alive)
-            box(x, middle, 10, 34, INK if alive else GREY, name)
+            for row, op in zip(rows, ops):
+                kind = "skip, noise" if op in PARAMETER_FREE else "parameters"
+                kind = "unused" if not alive else "pool" if "pool" in op else kind
+                box(x - 51 - length / 2, row, length, 24, LEGEND[kind], op)
             places.append((x, middle))
+            box(x, middle, 10, 34, INK if alive else GREY, name)
             y = y if name == "c_k-2" else rows[-1] + 42  # DARTS's two inputs stand side by side
     for number, (text, colour) in enumerate(LEGEND.items()):
         box(70 + 130 * number, y + 14, 80, 24, colour, text)
@@ -437,28 +419,19 @@ def layout(genotype):
 def svg(width, height, shapes):
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     style = "font: 12px monospace; text-anchor: middle; fill: none; stroke-linecap: round"
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}">']
-    parts.append(f'<rect width="{width}" height="{height}" fill="{PAPER}"/>')
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}">',
+        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
+    ]
     for thickness, colour, points, text in shapes:
         line = " ".join(f"{x},{y}" for x, y in points)
         stroke = f'stroke="{colour}" stroke-width="{thickness}" stroke-linejoin="round"'
-        parts.append(f'<polyline points="{line}" {stroke}/>')
         x, y = points[0]
-        parts.append(f'<text x="{x}" y="{y + 4}" fill="{PAPER}">{html.escape(text)}</text>')
+        parts += [
+            f'<polyline points="{line}" {stroke}/>',
+            f'<text x="{x}" y="{y + 4}" fill="{PAPER}">{html.escape(text)}</text>',
+        ]
     return "\n".join([*parts, "</svg>\n"]).encode()
-
-
-def figure(size, **settings):
-    """matplotlib's Figure, without a backend, which a file does not need."""
-    try:
-        importlib.import_module(os.environ.get("MPLBACKEND", "").partition("module://")[2] or "os")
-    except ImportError:  # of a notebook, which this Python has not: matplotlib would stop
-        del os.environ["MPLBACKEND"]
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("this needs matplotlib: pip install matplotlib") from None
-    return Figure(size, **settings)
 
 
 def png(width, height, shapes):
@@ -466,7 +439,24 @@ def png(width, height, shapes):
     axes = picture.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), frame_on=False)
     for thickness, colour, points, text in shapes:
         axes.plot(*zip(*points), color=colour, linewidth=thickness, solid_capstyle="round")
-        x, y = points[0]
-        axes.text(x, y + 4, text, color=PAPER, ha="center", size=12, family="monospace")
+        axes.text(
+            *points[0], text, color=PAPER, size=12, family="monospace", ha="center", va="center"
+        )
     picture.savefig(file)
     return file.getvalue()
+
+
+def figure(size, **settings):
+    """matplotlib's Figure, whatever backend MPLBACKEND names: a file needs none.
+
+    matplotlib stops at a backend that is not installed, such as that of a notebook elsewhere.
+    """
+    if "matplotlib" not in sys.modules:
+        backend = os.environ.pop("MPLBACKEND", "")
+        import matplotlib
+
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    from matplotlib.figure import Figure
+
+    return Figure(size, **settings)
