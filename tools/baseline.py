@@ -20,35 +20,33 @@ from tools import common
 def compare(run, cells):
     """Retrains random cells of a search's space, and compares them with the found cell."""
     search, *retrains = common.read_run(run)
-    if search.settings["stage"] != "search":
+    settings = search.settings
+    if settings["stage"] != "search":
         raise ValueError(f"{run} is a retrain: give the folder of its search")
     if retrains:
         config = retrains[0].settings
     else:
-        words = train.words_of_retrain(search.settings | dict(out=str(run)))
-        config = train.configure("retrain", words)
+        config = train.configure("retrain", train.words_of_retrain(settings | dict(out=run)))
     config |= dict(out=str(run / "retrain"), resume=True)
     found, random = train.retrain(config), []
     for number in range(1, cells + 1):
-        seed = train.seed_of(search.settings, "random cell", number)
-        generator = torch.Generator().manual_seed(seed)
-        cell = str(genotypes.random_cell(search.settings["space"], generator))
-        config |= dict(genotype=cell, out=str(run / f"random-{number}"))
         train.say(f"\nrandom cell {number} of {cells}")
+        generator = torch.Generator().manual_seed(train.seed_of(settings, "random cell", number))
+        cell = str(genotypes.random_cell(settings["space"], generator))
+        config |= dict(genotype=cell, out=str(run / f"random-{number}"))
         random.append(train.retrain(config))
 
-    rows = {"found cell": [found], "random cells": random}
+    table = [dict(cell="found", accuracy=[found]), dict(cell="random", accuracy=random)]
     known, test = train.load_data(config, "train"), train.load_data(config, "test")
     if known.pixels is not None and test.pixels is not None:
-        rows["linear model"] = [linear_accuracy(known, test)]
-    table = [{"": name, "test accuracy %": numbers} for name, numbers in rows.items()]
+        table.append(dict(cell="none: a linear model", accuracy=[linear_accuracy(known, test)]))
     better = sum(found > accuracy for accuracy in random)
-    text = (
-        f"{common.tabulate(table)}\n"
+    train.log(
+        config | dict(out=str(run)),
+        f"test accuracy in %, all retrained in the same way:\n\n{common.tabulate(table)}\n\n"
         f"The found cell is better than {better} of {cells} random cells, which have "
-        f"{min(random):.2f}%\nto {max(random):.2f}%. All were retrained in the same way."
+        f"{min(random):.2f}%\nto {max(random):.2f}%.",
     )
-    train.log(config | dict(out=str(run)), text)
 
 
 def linear_accuracy(known, test) -> float:
@@ -76,8 +74,9 @@ def pixels_of(images):
     return torch.cat([F.adaptive_avg_pool2d(part / 64, size) for part in parts]).flatten(1)
 
 
-HELP = "how many random cells; each is a whole retrain"
-CELLS = dict(type=train.number(int, 1), default=4, metavar="N", help=HELP)
+CELLS = dict(
+    type=train.number(int, 1), default=4, metavar="N", help="random cells; each is a whole retrain"
+)
 main = common.program("baseline", compare, {"run": common.RUN, "--cells": CELLS})
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Lists every benchmark: its flags, the settings of its search and retrain, the paper's numbers.
+"""Lists the paper's searches, with their flags and the paper's numbers.
 
     python -m tools.benchmarks
     python -m tools.benchmarks --commands [--seeds N] [--method METHOD]
 
-The second form prints a command for each search of the paper by one method, ablations included.
+The second form prints a command for each search by one method, ablations included.
 """
 
 import csv
 import functools
-import itertools
-import re
 import sys
 from pathlib import Path
 
@@ -20,65 +18,51 @@ from tools import common
 ABOUT = """\
 python train.py search --space SPACE --dataset DATASET --method METHOD --retrain
 
-rome-v2, gdas: the paper's test error in %, and Num, the parameter-free
-operations of the normal cell (mean±population deviation). search, retrain:
-cells/channels (nb201: cells of a stage), epochs, batch size, learning rate, K.
-GDAS has K = 1. nb201 folder: ImageNet16-120, with --image-size 16.
+error %: the paper's test error; Num: the parameter-free operations of the
+normal cell (mean±population deviation). With --help the command shows the
+search's settings in place of running, and so does, for its retrain,
+python train.py retrain --space SPACE --dataset DATASET --help
+
+The paper has no such numbers for nb201 (cifar10, cifar100, and ImageNet16-120:
+folder with --image-size 16) and 1shot1-1 to 1shot1-3 (cifar10).
 """
-
-
-def read(name):
-    with genotypes.open_text(Path(__file__).with_name(name)) as file:
-        return list(csv.DictReader(file))
 
 
 @functools.cache
 def searches():
-    """The paper's searches: settings -> flags, method, test error in % and Num ("" if unknown).
-
-    paper.csv has the benchmarks, ablations.csv the others.
-    """
-    rows, found = [], {}
-    for row in read("paper.csv"):
-        for method in train.TOPOLOGY if row["rome-v2"] else ():
-            flags = "--space {space} --dataset {dataset} --method ".format(**row) + method
-            rows.append((flags, row.get(method, ""), row.get(f"{method} Num", "")))
-    rows += [(row["flags"], row["error"], "") for row in read("ablations.csv")]
-    for flags, *numbers in rows:
-        config = train.configure("search", flags.split())
-        known = found.setdefault(common.decisive(config), [flags, config["method"], "", ""])
-        known[2:] = numbers if numbers[0] else known[2:]
-    return found
+    """The paper's searches: common.title_of(settings) -> row of paper.csv."""
+    with genotypes.open_text(Path(__file__).with_name("paper.csv")) as file:
+        rows = list(csv.DictReader(file))
+    return {common.title_of(train.configure("search", flags_of(row).split())): row for row in rows}
 
 
-def command(flags, seed):
-    name = re.sub("--(space |dataset |method )?", "", flags).replace(" ", "-")
-    rest = f"--retrain --seed {seed} --out runs/{name}-s{seed} --resume"
-    return f"python train.py search {flags} {rest}"
+def flags_of(row):
+    return "--space {space} --dataset {dataset} --method {method} {flags}".format(**row).strip()
+
+
+def command(row, seed):
+    name = "{space} {dataset} {method} {flags}".format(**row).replace("--", "").split()
+    out = f"runs/{'-'.join(name)}-s{seed}"
+    return f"python train.py search {flags_of(row)} --retrain --seed {seed} --out {out} --resume"
 
 
 def show(commands, seeds, method):
-    """Lists every benchmark, its settings, and the paper's numbers."""
-    if commands:
-        for seed, search in itertools.product(range(seeds), searches().values()):
-            if search[1] == method:
-                train.say(command(search[0], seed))
+    """Lists the paper's searches and numbers, or prints the searches by one method as commands."""
+    rows = list(searches().values())
+    if not commands:
+        train.say(f"{ABOUT}\n{common.tabulate(rows)}")
         return
-    table, form = [], "{cells}/{channels}, {epochs}, {batch_size}, {lr}"
-    for numbers in read("paper.csv"):
-        place = numbers.pop("space"), numbers.pop("dataset")
-        row = {"benchmark": " ".join(place), **numbers}
-        search = train.settings_of(train.SEARCH, *place)
-        row["search"] = (form + ", {samples[0]}").format(**search)
-        row["retrain"] = form.format(**train.settings_of(train.RETRAIN, *place))
-        table.append(row)
-    train.say(f"{ABOUT}\n{common.tabulate(table)}")
+    for seed in range(seeds):
+        for row in rows:
+            if row["method"] == method:
+                train.say(command(row, seed))
 
 
-COMMANDS = dict(action="store_true", help="print the paper's searches as commands, one a line")
-SEEDS = dict(type=train.number(int, 1), default=1, metavar="N", help="seeds 0 to N - 1")
-METHOD = dict(choices=train.TOPOLOGY, default="rome-v2", help="whose commands")
-FLAGS = {"--commands": COMMANDS, "--seeds": SEEDS, "--method": METHOD}
+FLAGS = {
+    "--commands": dict(action="store_true", help="print the searches as commands, one a line"),
+    "--seeds": dict(type=train.number(int, 1), default=1, metavar="N", help="seeds 0 to N - 1"),
+    "--method": dict(choices=train.TOPOLOGY, default="rome-v2", help="whose commands"),
+}
 main = common.program("benchmarks", show, FLAGS)
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ class Stage(NamedTuple):
 
     folder: Path
     settings: dict  # their "stage" is "search" or "retrain"
-    changes: list  # how they differ from the benchmark's, as text
-    rows: list  # of metrics.csv: column -> number, or text for the genotype
+    title: tuple  # see title_of
+    rows: list  # of metrics.csv: column -> text
     finished: bool
 
 
@@ -77,33 +77,29 @@ def read_stage(folder):
         rows = []
         if (folder / "metrics.csv").exists():
             with genotypes.open_text(folder / "metrics.csv") as file:
-                rows = [with_numbers(row) for row in csv.DictReader(file)]
+                rows = list(csv.DictReader(file))
         finished = len(rows) >= settings["epochs"]
-        return Stage(folder, settings, changes_of(settings), rows, finished)
+        return Stage(folder, settings, title_of(settings), rows, finished)
     except Exception as error:  # whatever a broken folder leads to
         reason = f"{type(error).__name__}: {train.last_line(error):.200}"
         raise ValueError(f"{folder} holds no readable run: {reason}") from None
 
 
-def with_numbers(row):
-    return {key: text if key == "genotype" else float(text) for key, text in row.items()}
+def title_of(settings):
+    """The settings that change results, but for the seed and the cell: a text, and more texts.
 
-
-def changes_of(settings):
-    """The settings that differ from the rows of train.SEARCH or train.RETRAIN, as text."""
-    stage, *place = [settings[key] for key in ("stage", "space", "dataset", "imagenet")]
-    table = train.SEARCH if stage == "search" else train.RETRAIN
+    The second and others say what differs from the rows of train.SEARCH or train.RETRAIN.
+    """
+    title, table = "{stage} of {space} on {dataset}, {image_size} pixels", train.RETRAIN
+    if settings["stage"] == "search":
+        title, table = title + ", {method}, samples {samples}", train.SEARCH
+    place = [settings[key] for key in ("space", "dataset", "imagenet")]
     usual = train.settings_of(table, *place) | dict(amp=False)
     if settings.get("method") == "gdas":
         usual["samples"] = [1]
     changed = [key for key, value in usual.items() if settings[key] != value]
-    return [f"{stage} {key} {settings[key]} ({usual[key]})" for key in changed]
-
-
-def decisive(settings):
-    """The settings that change results, but for the seed and the cell, as text."""
-    free = {*train.FREE, "seed", "genotype", "deterministic", "recompute", "compile"}
-    return str(sorted((name, settings[name]) for name in settings.keys() - free))
+    texts = [f"{key} {settings[key]} (benchmark: {usual[key]})" for key in changed]
+    return title.format(**settings), *texts
 
 
 def read_run(folder):
@@ -128,25 +124,11 @@ def text_of(value):
 
 
 def tabulate(rows):
-    """Rows, column -> value, as text. Empty columns are left out.
-
-    What is wider than 80 letters goes on below, after the first column once more.
-    """
-    columns = [[name, *(text_of(row[name]) for row in rows)] for name in rows[0]]
-    first, *columns = [column for column in columns if any(column[1:])]
-    blocks = [[first]]
-    for column in columns:
-        if sum(2 + width_of(other) for other in [*blocks[-1], column]) > 82:
-            blocks.append([first])
-        blocks[-1].append(column)
-    return "\n\n".join(map(text_of_block, blocks))
-
-
-def text_of_block(columns):
-    widths = map(width_of, columns)
-    columns = [[cell.ljust(width) for cell in column] for column, width in zip(columns, widths)]
+    """Rows, column -> value, as text. The first row has all columns. Empty ones are left out."""
+    columns = []
+    for name in rows[0]:
+        cells = [text_of(row.get(name, "")) for row in rows]
+        width = max(map(len, [name, *cells]))
+        if any(cells):
+            columns.append([cell.ljust(width) for cell in [name, *cells]])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns))
-
-
-def width_of(column):
-    return max(map(len, column))

@@ -45,7 +45,7 @@ def read_table(path, column: str) -> dict:
         try:
             names = reader.fieldnames or []
             key = "ops" if "ops" in names else "arch"
-            if key not in names or column not in names:
+            if not {key, column} <= {*names}:
                 raise ValueError(f"the header needs {column}, and ops or arch")
             for row in reader:
                 cell = row[key] if re.fullmatch("[0-4]{6}", row[key]) else table_key(row[key])
@@ -55,8 +55,7 @@ def read_table(path, column: str) -> dict:
                 if not 0 <= table[cell] <= 100:
                     raise ValueError(f"{row[column]} is no accuracy in %")
         except (csv.Error, EOFError, ValueError) as error:
-            text = f"{path} is no table of NAS-Bench-201: line {reader.line_num}, {error}"
-            raise ValueError(text) from None
+            raise ValueError(f"{path} is no such table: line {reader.line_num}, {error}") from None
     if table and max(table.values()) <= 1:
         raise ValueError(f"{path}: {column} is at most 1; it has to be in %, 91.55 for 0.9155")
     return table
@@ -70,33 +69,30 @@ def found_by(method, cell):
     return "0" not in cell[:3] and cell[3:].count("0") == (0 if method == "gdas" else 1)
 
 
-def look_up(genotype, table, method):
-    """Accuracy of a genotype, its rank, and how much more the best cells have."""
-    cell = table_key(genotype)
-    if cell not in table:
-        raise ValueError(f"the table has no cell {cell}, {genotype}")
-    accuracy = table[cell]
-    own = [other for cell, other in table.items() if found_by(method, cell)]
-    return {
-        "test %": [accuracy],
-        "rank": 1 + sum(other > accuracy for other in table.values()),
-        "regret": [max(table.values()) - accuracy],
-        "own": [max(own) - accuracy],
-    }
-
-
 def show(run, table):
     """Looks up the true accuracy of the cell that was derived after each epoch of a search."""
     state, rows = train.load_checkpoint(run / "last.pt", "search"), []
-    column = COLUMNS.get(len(state["classes"]))
-    if column is None:
-        raise ValueError(
-            f"{run} has {len(state['classes'])} classes; the table is for 10, 100, 120"
-        )
-    accuracies = read_table(table, column)
+    classes, method = len(state["classes"]), state["settings"]["method"]
+    if classes not in COLUMNS:
+        raise ValueError(f"{run} has {classes} classes; the table is for 10, 100, 120")
+    accuracies = read_table(table, COLUMNS[classes])
     for row in state["rows"]:
-        numbers = look_up(row["genotype"], accuracies, state["settings"]["method"])
-        rows.append({"epoch": int(row["epoch"]), **numbers, "cell": table_key(row["genotype"])})
+        cell = table_key(row["genotype"])
+        if cell not in accuracies:
+            raise ValueError(f"the table has no cell {cell}, {row['genotype']}")
+        accuracy = accuracies[cell]
+        own = [number for other, number in accuracies.items() if found_by(method, other)]
+        better = [number - accuracy for number in accuracies.values()]
+        rows.append(
+            {
+                "epoch": row["epoch"],
+                "test %": [accuracy],
+                "rank": 1 + sum(more > 0 for more in better),
+                "regret": [max(better)],
+                "own": [max(own) - accuracy],
+                "cell": cell,
+            }
+        )
     train.say(f"{ABOUT.format(table, len(accuracies))}\n{common.tabulate(rows)}")
 
 

@@ -27,34 +27,31 @@ CURVES = {
 
 def plot(runs, out):
     """Draws the curves of runs: a panel for each column, a colour for each run."""
-    found, names = {}, set()
-    for folder in runs:
-        found[folder] = []
-        for stage in common.read_run(folder):
-            found[folder] += stage.rows
-            names.update(*stage.rows)
-    panels = [name for name in CURVES if name in names]
+    found = {}
+    for run in runs:
+        found[run] = [row for stage in common.read_run(run) for row in stage.rows]
+    panels = [name for name in CURVES if any(name in row for row in sum(found.values(), []))]
     if not panels:
         raise ValueError("no epoch of these runs has ended yet")
-    height, lines = (len(panels) + 2) // 3, {}  # three panels side by side
+    height = (len(panels) + 2) // 3  # three panels side by side
     canvas = genotypes.figure((13, 3 * height + 1), layout="constrained")
     for place, name in enumerate(panels, 1):
         axes = canvas.add_subplot(height, 3, place, title=CURVES[name], xlabel="epoch")
         axes.locator_params("x", integer=True)
-        for number, (folder, rows) in enumerate(found.items()):
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
-            if points:
-                lines[folder] = axes.plot(*zip(*points), ".-", color=f"C{number}")[0]
+        for run, rows in found.items():
+            points = [(float(row["epoch"]), float(row[name])) for row in rows if name in row]
+            axes.plot([x for x, _ in points], [y for _, y in points], ".-", label=str(run))
         if name.startswith("parameter_free"):
             axes.set_ylim(bottom=0)
-    canvas.legend(lines.values(), map(str, lines), loc="outside lower center", ncols=2)
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     out = out or runs[0] / "curves.svg"
     canvas.savefig(out, dpi=150)
     train.say(f"drawn: {out}")
 
 
-HELP = "a picture (.svg, .png, .pdf); default: curves.svg in the first RUN"
-OUT = dict(type=common.path, metavar="FILE", help=HELP)
+OUT = dict(
+    type=common.path, metavar="FILE", help=".svg, .png, .pdf; default: curves.svg in the first RUN"
+)
 main = common.program("plot", plot, {"runs": common.RUNS, "--out": OUT})
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ def load_network(run):
 def predict(run, images):
     """Tells the most probable class of every image, and its probability."""
     network, state = load_network(run)
-    done, epochs = len(state["rows"]), state["settings"]["epochs"]
+    done, settings = len(state["rows"]), state["settings"]
+    epochs, size, imagenet = map(settings.get, ("epochs", "image_size", "imagenet"))
     if done < epochs:
         train.say(f"the retrain is not finished: after epoch {done} of {epochs}", error=True)
     mean, deviation = torch.tensor(state["statistics"])
-    size, imagenet = state["settings"]["image_size"], state["settings"]["imagenet"]
 
     def classify(name):
         pixels = folders.Files([name], size, None, imagenet)[0, 0]  # (size, size, 3)

@@ -11,101 +11,88 @@ import train
 from tools import benchmarks, common
 
 ABOUT = """\
-error %: on the test images, after the last epoch. Num: parameter-free
-operations of the normal cell, or of the only one. random %: the error of random
-cells, by the same retrain. supernet %: accuracy of the derived cell in the
-supernet, not a result. Our ± is the sample deviation (n - 1), the paper's the
-population deviation. The paper's numbers stand beside its own settings only.
+A table for the runs that differ in their seeds only. error %: on the test
+images, after the last epoch. Num: parameter-free operations of the normal cell,
+or of the only one. random %: the error of random cells, by the same retrain.
+Our ± is the sample deviation (n - 1), the paper's the population deviation.
 """
 
 
 def read(folder):
-    """A run: its row of the table, its cell, how it differs, and what a mean needs to have equal.
+    """A run: its stages; what it shares with the runs of its table; its row; its cell; its name.
 
-    Results are lists. The last is None for an unfinished run.
+    Results are lists. An unfinished run shares nothing.
     """
     stages = common.read_run(folder)
-    first, last = stages[0], stages[-1]
-    settings, end = first.settings, first.rows[-1] if first.rows else {}
-    cell = settings.get("genotype") or end.get("genotype")
+    settings, rows = stages[0].settings, stages[0].rows
+    cell = settings.get("genotype") or (rows[-1]["genotype"] if rows else "")
     counts = genotypes.parameter_free(genotypes.load(cell)) if cell else {}
     keys = [key_of(stage) for stage in stages]
     others = [common.read_stage(path.parent) for path in folder.glob("random-*/config.json")]
     random = [errors(other) for other in others if key_of(other) == keys[-1]]
-    error = number = ""
-    if first is last or not last.changes:  # the retrain is the benchmark's
-        *_, error, number = benchmarks.searches().get(common.decisive(settings), ("", ""))
-    epochs = [f"{len(stage.rows)}/{stage.settings['epochs']}" for stage in stages]
     name = str(folder)
     row = {
-        "run": name if len(name) < 33 else f"...{name[-29:]}",
-        "space": settings["space"],
-        "dataset": settings["dataset"],
-        "method": settings.get("method", ""),
-        "seed": settings["seed"],
-        "K": str(settings.get("samples", "")).strip("[]"),
-        "epochs": ", ".join(epochs),
-        "hours": [sum(epoch["seconds"] for stage in stages for epoch in stage.rows) / 3600],
-        "error %": errors(last),
-        "paper %": error,
+        "run": name if len(name) < 27 else f"...{name[-23:]}",
+        "error %": errors(stages[-1]),
         "Num": list(counts.values())[:1],
-        "paper Num": number,
         "random %": sum(random, []),
-        "supernet %": [end[name] for name in end if name == "supernet_accuracy"],
     }
-    changes = [text for stage in stages for text in stage.changes]
-    same = None if None in keys else str([settings.get("genotype"), *keys])
-    return row, cell or "no epoch has ended", changes, same
+    hours = sum(float(row["seconds"]) for stage in stages for row in stage.rows) / 3600
+    name = f"{name}, seed {settings['seed']}, {hours:.2f} h"
+    return stages, (settings.get("genotype"), *keys), row, cell or "no epoch has ended", name
 
 
 def key_of(stage):
-    """What a retrain of another cell, or a search of another seed, has to share; None: unfinished.
+    """What a retrain of another cell, or a search of another seed, has to share.
 
     The settings that change results, and a digest of the images, which the checkpoint has.
     """
-    if not stage.finished:
-        return None
-    try:
+    images = str(stage.folder)  # where nobody knows them, and of an unfinished stage
+    if stage.finished and (stage.folder / "last.pt").exists():
         state = train.load_checkpoint(stage.folder / "last.pt", stage.settings["stage"])
-    except ValueError:  # deleted: nobody knows the images
-        state = dict(settings=dict(images=str(stage.folder)))
-    return common.decisive(stage.settings), state["settings"]["images"]
+        images = state["settings"]["images"]
+    return stage.title, images
 
 
 def errors(stage):
     """The test error in % as a list, empty for what is no finished retrain."""
     known = stage.finished and stage.settings["stage"] == "retrain"
-    return [100 - stage.rows[-1]["accuracy_test"]] if known else []
-
-
-def mean_of(rows):
-    """The row of several runs: lists of their results, of which the table shows the mean."""
-    mean = dict(rows[0], run=f"mean of {len(rows)}", seed="")
-    for name, value in rows[0].items():
-        if isinstance(value, list):
-            mean[name] = [number for row in rows for number in row[name]]
-    return mean
+    return [100 - float(stage.rows[-1]["accuracy_test"])] if known else []
 
 
 def report(runs):
     """Shows what runs found, and the mean over the finished runs of the same settings."""
-    found, status = common.each(lambda run: (run, *read(run)), dict.fromkeys(runs))
-    table, lines, groups, cells = [], [], {}, {}
-    for run, row, cell, changes, same in found:
-        table.append(row)
-        cells.setdefault(cell, []).append(f"{run}:")
-        lines += [f"{run} differs from the benchmark: {text}" for text in changes]
-        if same:
-            groups.setdefault(same, []).append(row)
-    table += [mean_of(rows) for rows in groups.values() if len(rows) > 1]
-    lines += [" ".join([*names, cell]) for cell, names in cells.items()]
-    lines = [textwrap.fill(line, 80, subsequent_indent="  ", **WHOLE) for line in lines]
-    if table:
-        train.say("\n".join([ABOUT, common.tabulate(table), "", *lines]))
+    found, status = common.each(read, dict.fromkeys(runs))
+    groups, cells = {}, {}
+    for stages, key, row, cell, name in found:
+        groups.setdefault(key, (stages, []))[1].append(row)
+        cells.setdefault(cell, []).append(name)
+    if found:
+        train.say(ABOUT)
+    for stages, rows in groups.values():
+        if len(rows) > 1:
+            mean = {"run": "mean"}
+            for name in ("error %", "Num", "random %"):
+                mean[name] = sum([row[name] for row in rows], [])
+            rows.append(mean)
+        paper = benchmarks.searches().get(stages[0].title)
+        if paper and (len(stages) == 1 or len(stages[1].title) == 1):  # the benchmark's retrain
+            rows.append(paper | {"run": "paper"})
+        for stage in stages:
+            epoch = f"epoch {len(stage.rows)}/{stage.settings['epochs']}"
+            train.say(wrapped(", ".join([*stage.title, epoch])))
+        train.say(f"{common.tabulate(rows)}\n")
+    for cell, names in cells.items():
+        train.say(wrapped(f"{'; '.join(names)}: {cell}"))
     return status
 
 
-WHOLE = dict(break_long_words=False, break_on_hyphens=False)
+def wrapped(text):
+    return textwrap.fill(
+        text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
 main = common.program("report", report, {"runs": common.RUNS})
 
 if __name__ == "__main__":

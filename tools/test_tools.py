@@ -3,48 +3,41 @@
 import csv
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import genotypes
 import train
 from extra.images import Images
-from tools import baseline, benchmarks, nasbench201, plot, predict, report
+from tools import baseline, benchmarks, common, nasbench201, plot, predict, report
 
+CLONE = Path(train.__file__).parent
 V2 = genotypes.PUBLISHED["DARTS_V2"]
 FORM = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|"
 SKIPS, CONVS = (FORM.format(*[op] * 6) for op in ("skip_connect", "nor_conv_3x3"))
 
 
-def fake_stage(words, row, epochs=None, images=""):
-    """The folder --out of a search or a retrain, whose epochs have the same row."""
+def fake(folder, words, error=3, epochs=None, images=""):
+    """The folder of a search or a retrain, whose epochs all have the same row."""
     stage, *flags = words.split()
-    config = train.configure(stage, flags)
-    folder = Path(config["out"])
+    flags += ["--genotype", "DARTS_V2"] if stage == "retrain" else []
+    config, folder = train.configure(stage, flags), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(settings=config)))
     torch.save(dict(settings=config | dict(images=images)), folder / "last.pt")
+    row = dict(epoch=1, seconds=6, loss_theta=1.5, accuracy_test=100 - error, genotype=V2)
     with open(folder / "metrics.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["epoch", *row])
+        writer = csv.DictWriter(file, row)
         writer.writeheader()
-        writer.writerows(row | dict(epoch=epoch + 1) for epoch in range(epochs or config["epochs"]))
-
-
-def fake_search(folder, words=""):
-    row = dict(loss_theta=1.5, supernet_accuracy=50, genotype=V2, seconds=72)
-    fake_stage(f"search {words} --out {folder}", row)
+        writer.writerows([row] * (epochs or config["epochs"]))
     return str(folder)
-
-
-def fake_retrain(folder, error, words="", epochs=None, images=""):
-    """error: in % of the test images."""
-    row = dict(accuracy_test=100 - error, seconds=6)
-    fake_stage(f"retrain --genotype DARTS_V2 {words} --out {folder}", row, epochs, images)
 
 
 def test_commands_are_searches_of_the_benchmarks_and_ablations(capsys):
@@ -55,107 +48,99 @@ def test_commands_are_searches_of_the_benchmarks_and_ablations(capsys):
         assert all(words[:3] == ["python", "train.py", "search"] for words in lines)
         assert len({config["out"] for config in configs}) == len(configs) == 2 * count
         assert all(config["resume"] and config["method"] == method for config in configs)
-    page = (Path(train.__file__).parent / "docs/examples.md").read_text("utf-8")
-    for row in benchmarks.read("ablations.csv"):
-        assert "| {row} | `{flags}` | {error} |".format(**row) in page
+
+
+def test_the_paper_has_the_numbers_of_the_page_of_examples(capsys):
+    page = (CLONE / "docs/examples.md").read_text("utf-8")
+    rows = re.findall(r"`(--.+)` \| ([\d.±]+) \|", page)
+    for flags, error in rows:
+        title = common.title_of(train.configure("search", flags.split()))
+        assert benchmarks.searches()[title]["error %"] == error
+    assert len(rows) == 13 and benchmarks.main([]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"\ns2 +cifar10 +gdas +3.89±0.17 +6.0±0.7\n", text)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_report_averages_seeds_beside_random_cells_and_the_paper(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed, error in enumerate((3.0, 3.2, 3.4)):
-        fake_search(f"{seed}", f"--space s2 --seed {seed}")
-        fake_retrain(f"{seed}/retrain", error, "--space s2")
-        fake_retrain(f"0/random-{seed}", 5 + seed, "--space s2")
-    fake_retrain("0/random-4", 1, "--space s2 --channels 8")  # another retrain
+        fake(f"{seed}", f"search --space s2 --seed {seed} --data {seed}")
+        fake(f"{seed}/retrain", "retrain --space s2", error)
+        fake(f"0/random-{seed}", "retrain --space s2", 5 + seed)
+    fake("0/random-4", "retrain --space s2 --channels 8", 1)  # another retrain
     assert report.main(["0", "1", "2", "0"]) == 0
     text = capsys.readouterr().out
-    assert "\n0          s2     cifar10  rome-v2  0     7  50/50, 600/600  2.00\n" in text
     # The squares of the deviations 0.2, 0, 0.2 over n - 1 = 2: 0.04.
-    assert re.search(r"\n0 +3.00 +3.14±0.14 +2 +2.0±0.0\n", text)
-    assert re.search(r"\n0 +6.00±1.00 \(n=3\) +50.00\n", text)
-    assert "\nmean of 3  3.20±0.20 (n=3)  " in text
+    random = r"6.00±1.00 \(n=3\)"
+    assert re.search(rf"\n0 +3.00 +2 +{random}\n1 +3.20 +2\n2 +3.40 +2\nmean +3.20±0.20 ", text)
+    assert re.search(rf" {random}\npaper +3.14±0.14 +2.0±0.0\n", text)
+    hours = (50 + 600) * 6 / 3600
+    assert f"\n0, seed 0, {hours:.2f} h; 1, seed 1, {hours:.2f} h; 2, seed 2, " in text
     assert max(map(len, text.splitlines())) <= 80 and text.count("normal_concat") == 1
-    assert "differs" not in text
 
 
-OTHERS = ["--clip 1", "--method gdas", "--samples 4 --epochs 87", "--data here"]
-
-
-@pytest.mark.parametrize(("words", "paper"), [*zip(OTHERS, ("2 ", "3.48", "2.72", "2.58"))])
-def test_report_keeps_other_settings_apart(tmp_path, capsys, monkeypatch, words, paper):
-    monkeypatch.chdir(tmp_path)
-    report.main([fake_search("a"), fake_search("b", words)])
+def test_report_keeps_other_settings_images_and_unfinished_runs_apart(tmp_path, capsys):
+    words = ["", "--clip 1", "--method gdas", "--samples 4 --epochs 87"]
+    runs = [fake(tmp_path / str(k), f"search {flags}") for k, flags in enumerate(words)]
+    for name, more in dict(a={}, b=dict(epochs=3), c=dict(images="others")).items():
+        runs.append(fake(tmp_path / name, "search"))
+        fake(tmp_path / name / "retrain", "retrain", **more)
+    assert report.main(runs) == 0
     text = capsys.readouterr().out
-    assert ("\nmean" in text) == (words == OTHERS[-1])
-    assert re.search(rf"^b .*/\d+ +[\d.]+ +{paper}", text, re.MULTILINE)
-    assert ("b differs from the benchmark: search" in text) == (words in OTHERS[::2])
-
-
-def test_report_averages_no_unfinished_runs_and_no_other_images(tmp_path, capsys):
-    runs = [fake_search(tmp_path / name) for name in "abc"]
-    fake_retrain(tmp_path / "a/retrain", 2.5)
-    fake_retrain(tmp_path / "b/retrain", 2.5, epochs=3)
-    fake_retrain(tmp_path / "c/retrain", 2.5, images="others")
-    report.main(runs)
-    text = capsys.readouterr().out
-    assert "50/50, 3/600" in text and "mean of" not in text
+    assert "\nmean" not in text and text.count("epoch 3/600") == 1
+    assert "clip 1.0 (benchmark: 5.0)" in " ".join(text.split())
+    numbers = re.findall(r"\npaper +(\d.\d\d)", text)
+    assert numbers == ["2.58", "3.48", "2.72", "2.58", "2.58", "2.58"]
 
 
 @pytest.mark.parametrize("content", ["{}", "[" * 9999, '{"settings": {"stage": "search"}}'])
 def test_a_broken_run_is_one_line_and_the_others_are_reported(tmp_path, capsys, content):
-    runs = [fake_search(tmp_path / name) for name in ("broken", "good")]
+    runs = [fake(tmp_path / name, "search") for name in ("broken", "good")]
     (tmp_path / "broken/config.json").write_text(content)
     assert report.main(runs) == 2
     printed = capsys.readouterr()
     assert re.fullmatch(r"error: \S+broken holds no readable run: .+\n", printed.err)
-    assert "50/50" in printed.out
+    assert "epoch 50/50" in printed.out
 
 
-def test_plot_draws_the_columns_of_every_run(tmp_path, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure", reason="curves need matplotlib")
-    runs, seen = [fake_search(tmp_path / "a"), fake_search(tmp_path / "b")], []
-    fake_retrain(tmp_path / "a/retrain", 3)
-    monkeypatch.setattr(figure.Figure, "savefig", lambda canvas, out, dpi: seen.append(canvas))
-    assert plot.main(runs) == 0
-    lines = {axes.get_title(): axes.lines for axes in seen[0].axes}
-    assert len(lines["Loss of the weights' half (nats)"]) == 2
-    (line,) = lines["Retrain: test accuracy (%)"]
-    assert list(line.get_ydata()) == [97] * 600
-
-
-class Probe(nn.Module):
-    """A network that keeps the images that it sees."""
-
-    def forward(self, images):
-        self.images = images
-        return torch.tensor([[0.0, 99.0]]), None
+def test_plot_draws_a_panel_for_each_column_whatever_the_backend(tmp_path):
+    pytest.importorskip("matplotlib", reason="curves need matplotlib")
+    words = [sys.executable, "-m", "tools.plot", fake(tmp_path / "a", "search")]
+    words += [fake(tmp_path / "b", "retrain"), "--out", str(tmp_path / "curves.svg")]
+    subprocess.run(words, cwd=CLONE, env=os.environ | dict(MPLBACKEND="inline"), check=True)
+    texts = re.findall("<!-- (.*) -->", (tmp_path / "curves.svg").read_text("utf-8"))
+    assert {words[3], words[4], plot.CURVES["loss_theta"], plot.CURVES["accuracy_test"]} < {*texts}
+    assert plot.CURVES["loss_alpha"] not in texts and texts.count("epoch") == 2
 
 
 def test_predict_classifies_the_good_images(tmp_path, monkeypatch, capsys):
-    network, images = Probe(), [f"{tmp_path}/{name}.png" for name in ("bad", "good")]
-    monkeypatch.setattr(train, "make_network", lambda *_: network)
-    settings = dict(stage="retrain", genotype=SKIPS, image_size=8, imagenet=False)
-    settings["epochs"] = 9
-    state = dict(settings=settings, network={}, classes=["cat", "dog"], rows=[0] * 5)
-    state["statistics"] = mean, deviation = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
-    torch.save(state, tmp_path / "last.pt")
+    seen, images = [], [f"{tmp_path}/{name}.png" for name in ("bad", "good")]
+    settings = dict(image_size=8, imagenet=False, epochs=9)
+    state = dict(settings=settings, classes=["cat", "dog"], rows=[0] * 5)
+    state["statistics"] = [0.5, 0.5, 0.5], [0.25, 0.5, 1.0]  # mean, deviation
+
+    def network(images):
+        seen.append(images)
+        return torch.tensor([[0.0, 99.0]]), None
+
+    monkeypatch.setattr(predict, "load_network", lambda run: (network, state))
     Image.new("RGB", (8, 8), "red").save(images[1])
     assert predict.main([str(tmp_path), *images]) == 2
     printed = capsys.readouterr()
     assert printed.out == f"{images[1]}  dog  1.0000\n" and images[0] in printed.err
     assert "after epoch 5 of 9" in printed.err
-    expected = (torch.tensor([1.0, 0, 0]) - torch.tensor(mean)) / torch.tensor(deviation)
-    assert torch.equal(network.images[0, :, 3, 5], expected)
+    assert seen[0][0, :, 3, 5].tolist() == [2, -1, -0.5]
 
 
 def test_baseline_retrains_random_cells_as_the_found_one(tmp_path, capsys, monkeypatch):
-    run, calls = fake_search(tmp_path, "--space s2 --dataset shapes"), []
-    fake_retrain(tmp_path / "retrain", 30, "--space s2 --dataset shapes --channels 4")
+    run, calls = fake(tmp_path, "search --space s2 --dataset shapes"), []
+    fake(tmp_path / "retrain", "retrain --space s2 --dataset shapes --channels 4")
     accuracies = iter([70.0, 50.0, 60.0])
     monkeypatch.setattr(train, "retrain", lambda c: calls.append(dict(c)) or next(accuracies))
     assert baseline.main([run, "--cells", "2"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"found cell +70.00\nrandom cells +55.00±7.07 \(n=2\)", text)
+    assert re.search(r"\nfound +70.00\nrandom +55.00±7.07 \(n=2\)\n", text)
     assert 20 < float(re.search(r"linear model +(\S+)", text)[1]) < 40  # of shapes; chance is 10
     names = [Path(config["out"]).name for config in calls]
     assert names == ["retrain", "random-1", "random-2"]
@@ -175,19 +160,22 @@ def test_methods_find_as_many_cells_of_nas_bench_201_as_they_have_choices():
         assert sum(nasbench201.found_by(method, cell) for cell in cells) == count
 
 
-def test_nasbench201_ranks_the_cells_of_every_epoch(tmp_path, capsys):
-    run, table = str(tmp_path), tmp_path / "table.csv"
-    rows = [dict(epoch=epoch, genotype=SKIPS) for epoch in (1, 2)]
+REACHABLE = SKIPS.replace("skip_connect~2", "none~2")  # by ROME
+TABLES = [
+    "ops,c10_test\n111111,54.3\n111110,57\n333333,60\n",
+    f"arch,c10_test\n{SKIPS},54.3\n{REACHABLE},57\n{CONVS},60\n",
+]
+
+
+@pytest.mark.parametrize("content", TABLES)
+def test_nasbench201_ranks_the_cells_of_every_epoch(tmp_path, capsys, content):
+    table, rows = tmp_path / "table.csv", [dict(epoch=epoch, genotype=SKIPS) for epoch in (1, 2)]
     state = dict(settings=dict(stage="search", method="rome-v2"), classes=[""] * 10, rows=rows)
     torch.save(state, tmp_path / "last.pt")
-    reachable = SKIPS.replace("skip_connect~2", "none~2")  # by ROME
-    by_digits = "ops,c10_test\n111111,54.3\n111110,57\n333333,60\n"
-    by_name = f"arch,c10_test\n{SKIPS},54.3\n{reachable},57\n{CONVS},60\n"
-    for text in (by_digits, by_name):
-        table.write_text(text)
-        assert nasbench201.main([run, "--table", str(table)]) == 0
-        rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
-        assert rows == [[epoch, "54.30", "3", "5.70", "2.70", "111111"] for epoch in "12"]
+    table.write_text(content)
+    assert nasbench201.main([str(tmp_path), "--table", str(table)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows == [[epoch, "54.30", "3", "5.70", "2.70", "111111"] for epoch in "12"]
 
 
 WRONG_TABLES = [
