@@ -5,6 +5,7 @@ python -m tools.report RUN...
 
 import sys
 import textwrap
+from contextlib import suppress
 
 import genotypes
 import train
@@ -47,10 +48,11 @@ def key_of(stage):
 
     The settings that change results, and a digest of the images, which the checkpoint has.
     """
-    images = str(stage.folder)  # where nobody knows them, and of an unfinished stage
-    if stage.finished and (stage.folder / "last.pt").exists():
-        state = train.load_checkpoint(stage.folder / "last.pt", stage.settings["stage"])
-        images = state["settings"]["images"]
+    path, images = stage.folder / "last.pt", str(stage.folder)
+    if stage.finished:
+        with suppress(ValueError):  # deleted: nobody knows the images
+            state = train.load_checkpoint(path, stage.settings["stage"])
+            images = state["settings"]["images"]
     return stage.title, images
 
 
