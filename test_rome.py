@@ -6,9 +6,11 @@ stand in those folders.
 
 import csv
 import datetime
+import fcntl
 import functools
 import importlib
 import inspect
+import io
 import itertools
 import json
 import math
@@ -19,10 +21,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import types
 from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -84,6 +85,15 @@ def flat(tensors):
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
+def refused(function, *args, **settings):
+    """The message of a refusal, which is one line."""
+    with pytest.raises(ValueError) as error:
+        function(*args, **settings)
+    text = str(error.value)
+    assert text.isprintable() and len(text) < 800
+    return text
+
+
 def assert_frequent(counts, probabilities):
     """Every event is as frequent as it should be, within four standard deviations."""
     total = sum(counts)
@@ -135,22 +145,20 @@ def test_gates_are_0_or_1_and_have_the_gradient_of_the_softmax(k, tau):
     assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("topology", ["v2", "none"])
-def test_a_gate_learns_from_its_own_edge_and_from_all_inputs_of_its_node(topology):
-    net = tiny("s1", topology)
-    choice = net.sample(0.7, generator())["normal"]
+def test_a_gate_learns_from_its_own_edge_and_from_all_inputs_of_its_node():
+    net = tiny("s1")
+    choice, logits = (
+        net.sample(0.7, generator())["normal"],
+        (net.alpha["normal"], net.beta["normal"]),
+    )
     for j, node in enumerate(choice.nodes):
-        assert len(node) == (2 if topology == "v2" else j + 2)  # Eq. 1
         for i, op in node:
             edge = EDGES.index((i, j))
             gate = choice.gates[edge]
-            alpha = grad(gate, net.alpha["normal"], retain_graph=True)[0]
-            assert gate == 1 and alpha[edge, op] > 0
+            alpha, beta = grad(gate, logits, retain_graph=True)
+            assert gate == 1 and alpha[edge, op] > 0 and beta[j, i] > 0
             assert alpha.any(1).nonzero().tolist() == [[edge]]
-            if topology == "v2":
-                beta = grad(gate, net.beta["normal"], retain_graph=True)[0]
-                assert beta.nonzero().tolist() == [[j, n] for n in range(j + 2)]
-                assert beta[j, i] > 0
+            assert beta.nonzero().tolist() == [[j, n] for n in range(j + 2)]
 
 
 def test_v1_draws_a_pair_of_inputs():
@@ -266,6 +274,8 @@ def test_sub_network_is_that_of_darts_with_a_gate_at_every_operation(space, topo
     net = tiny(space, topology, seed, imagenet=imagenet)
     images, z = batch(4, size)[0], net.sample(1.0, generator(seed))
     for kind, choice in z.items():
+        counts = [2, 3, 4, 5] if topology == "none" else [2] * 4  # Eq. 1
+        assert [len(node) for node in choice.nodes] == counts
         gate = torch.linspace(0.5, 1.5, len(choice.gates)).double()
         z[kind] = choice._replace(gates=gate.requires_grad_())
         gates.append(gate)
@@ -314,37 +324,28 @@ def test_spaces_hold_the_published_operations():
     names = dict(skip=SKIP, max="max_pool_3x3", avg="avg_pool_3x3", sep3=SEP)
     names |= dict(dil3="dil_conv_3x3", dil5="dil_conv_5x5", sep5="sep_conv_5x5")
     for kind, text in zip(("normal", "reduce"), S1.split("\n\n")):
-        for row, edge in zip(rome.SPACES["s1"][kind], text.split("|"), strict=True):
-            assert list(row) == [names[op] for op in edge.split()]
+        rows = [edge.split() for edge in text.split("|")]
+        assert rome.SPACES["s1"][kind] == tuple(tuple(names[op] for op in row) for row in rows)
         assert rome.SPACES["s2"][kind] == rome.SPACES["s3"][kind] == (OPS,) * 14
         assert rome.SPACES["s4"][kind] == (("noise", SEP),) * 14
-        row, *others = rome.SPACES["darts"][kind]
-        assert set(row) == set(names.values()) and others == [row] * 13
+        assert [set(row) for row in rome.SPACES["darts"][kind]] == [set(names.values())] * 14
 
 
-class OnCuda(torch.Tensor):
-    """A tensor in main memory that says that it is on a GPU."""
-
-    device = torch.device("cuda")
-
-
-@pytest.mark.parametrize("derived", [True, False])
-def test_average_pools_do_not_see_channels_last_on_cuda(derived, monkeypatch):
+def test_average_pools_do_not_see_channels_last_on_cuda():
     """Their gradient is wrong there: pytorch#188344."""
-    real, seen = F.avg_pool2d, []
-    monkeypatch.setattr(F, "avg_pool2d", lambda x, *rest: seen.append(x) or real(x, *rest))
-    x = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
-    rome.PRIMITIVES["avg_pool_3x3"](4, 1, derived)(x.as_subclass(OnCuda))
-    assert len(seen) == 1 and seen[0].is_contiguous()
+    x = mock.Mock(device=torch.device("cuda"))
+    with mock.patch("torch.nn.AvgPool2d.forward") as pool:
+        rome.AvgPool(1)(x)
+    x.clone.assert_called_once_with(memory_format=torch.contiguous_format)
+    pool.assert_called_once_with(x.clone())
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("sides", [(8, 6), (2, 4), (7, 6), (1, 5)])
-def test_a_dilated_convolution_is_torchs(kernel, sides):
-    conv = rome.DepthwiseConv(3, kernel, 1, 2).double()
-    x = torch.randn(2, 3, *sides).double().requires_grad_()
-    y, expected = conv(x), F.conv2d(x, conv.weight, None, 1, kernel - 1, 2, 3)
-    assert ("Dilated" in y.grad_fn.name()) == (sides[0] % 2 == 0)  # odd sides have torch's own
+@pytest.mark.parametrize("height", [8, 7])
+def test_a_dilated_convolution_is_torchs(height):
+    conv = rome.DepthwiseConv(3, 5, 1, 2).double()
+    x = torch.randn(2, 3, height, 6).double().requires_grad_()
+    y, expected = conv(x), F.conv2d(x, conv.weight, None, 1, 4, 2, 3)
+    assert ("Dilated" in y.grad_fn.name()) == (height == 8)  # odd sides have torch's own
     assert_same([y], [expected], [x, conv.weight])
 
 
@@ -367,16 +368,15 @@ def test_state_is_alpha_beta_and_the_weights_and_a_pass_changes_none():
 
 def test_drop_path_follows_its_rate_keeps_the_mean_and_spares_the_identity():
     nodes = [("avg_pool_3x3", 0), (SKIP, 1)]
-    genotype = rome.Genotype(nodes, [2], nodes, [2])
-    model = rome.Network(genotype, 2, 3)
+    model = rome.Network(rome.Genotype(nodes, [2], nodes, [2]), 2, 3)
     cell, rate = model.body.cells[0], model.body.drop_path
     s0, s1 = torch.randn(2, 1000, 6, 4, 4)
-    arguments = s0, s1, model.z["normal"]
+    run = functools.partial(cell, s0, s1, model.z["normal"])
     skipped = cell.preprocess1(s1)
-    pooled = cell(*arguments, None) - skipped
-    assert_close(cell(*arguments, rate), pooled + skipped)  # at first it is 0
+    pooled = run(None) - skipped
+    assert_close(run(rate), pooled + skipped)  # at first it is 0
     model.set_drop_path(0.25)  # in the same tensor, so a compiled network stays as it is
-    dropped = cell(*arguments, rate)
+    dropped = run(rate)
     kept = (dropped != skipped).flatten(1).any(1)
     assert_close(dropped, skipped + pooled * kept.view(-1, 1, 1, 1) * 4 / 3)
     assert_frequent([kept.sum(), (~kept).sum()], [0.75, 0.25])
@@ -463,24 +463,16 @@ class Line:
         return [self.a]
 
 
-def test_architect_runs_any_network_with_four_methods_and_clips_the_sum_once():
-    net = Line()
-    data = torch.tensor([[1.0, 3.0]]), torch.tensor([0])
-    p = 1 / (1 + math.exp(-2))  # of class 1
-    assert_close(gradient(net, "architecture", 5, data, clip=0.1), torch.tensor([2 * p]))
-    total = 5 * p * torch.tensor([-1.0, 3.0])
-    assert_close(gradient(net, "weight", 5, data, clip=0), total)
-    found = gradient(net, "weight", 5, data, clip=total.norm() / 10)
-    assert_close(found, total / 10, rtol=1e-4, atol=0)
-    assert_close(step(net, "weight", 5, data, clip=0.1)[1], total.norm())
-
-
-def test_architect_lowers_a_loss_of_ones_own():
+def test_architect_runs_any_network_and_loss_and_clips_the_sum_of_the_weights_once():
     x, target = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
-    slopes = {F.mse_loss: 2 * (x - target)}
-    slopes[F.binary_cross_entropy_with_logits] = x.sigmoid() - target
-    for loss, slope in slopes.items():  # both are means over two numbers
-        assert_close(gradient(Line(), "weight", 2, (x, target), loss=loss), (slope * x)[0])
+    data, own = (x, target), dict(loss=F.mse_loss)
+    slopes = ((x - target) * x)[0]  # of w
+    total = 5 * slopes
+    assert_close(gradient(Line(), "architecture", 5, data, clip=0.1, **own), slopes.sum()[None])
+    assert_close(gradient(Line(), "weight", 5, data, **own), total)
+    clipped = gradient(Line(), "weight", 5, data, clip=total.norm() / 10, **own)
+    assert_close(clipped, total / 10, rtol=1e-4, atol=0)
+    assert_close(step(Line(), "weight", 5, data, clip=0.1, **own)[1], total.norm())
 
 
 def test_what_the_user_froze_stays_frozen():
@@ -494,9 +486,8 @@ def test_what_the_user_froze_stays_frozen():
     for half in HALVES:
         step(net, half, 2, batch(), rate=1.0, decay=0.1)
     assert torch.equal(flat(frozen), before) and not any(p.requires_grad for p in frozen)
+    net.requires_grad_(False)
     for half in HALVES:
-        for p in parameters_of(net, half):
-            p.requires_grad_(False)
         refused(step, net, half, 2, batch())
 
 
@@ -513,9 +504,8 @@ def test_recomputed_cells_give_the_same_gradients_and_keep_less(space):
     assert kept[1] < 0.5 * kept[0]
 
 
-@pytest.mark.parametrize("space", ["darts", "s1", "s4"])
-def test_autocast_around_a_step_gives_its_gradients_and_keeps_cells_in_16_bits(space):
-    net, (images, labels) = tiny(space).float(), batch(8)
+def test_autocast_around_a_step_gives_its_gradients_and_keeps_cells_in_16_bits():
+    net, (images, labels) = tiny().float(), batch(8)
     data, types, classifier = (images.float(), labels), set(), net.body.classifier
     for cell in net.body.cells:
         cell.register_forward_hook(lambda *a: types.add(a[2].dtype))
@@ -626,37 +616,22 @@ def test_genotype_and_log_prob_are_those_of_equation_9_over_all_cells(topology):
 # A space of one's own, and what is refused
 
 
-def refused(function, *args, **settings):
-    with pytest.raises(ValueError) as error:
-        function(*args, **settings)
-    assert "\n" not in str(error.value)
+def test_a_bad_supernet_is_refused_in_one_line():
+    rows = (OPS,) * 14
+    refused(tiny, "x")
+    refused(tiny, dict(normal=rows, reduce=rows[1:]))
+    refused(tiny, dict(normal=rows, reduce=(*rows[1:], (SEP,))))
+    refused(tiny, cells_of(2, "x"))
+    refused(tiny, topology="x")
+    refused(tiny, channels=3)
+    refused(tiny, cells=0)
 
 
-ROWS, NODE = (OPS,) * 14, [(SEP, 0), (SKIP, 1)]
-SUPERNETS = [
-    dict(space="x"),
-    dict(space=[ROWS, ROWS]),
-    dict(space=dict(normal=ROWS, reduce=ROWS[1:])),
-    dict(space=dict(normal=ROWS, reduce=(*ROWS[1:], (SEP,)))),
-    dict(space=cells_of(0, SEP)),
-    dict(space=cells_of(2, "x")),
-    dict(topology="x"),
-    dict(channels=3),
-    dict(cells=0),
-]
-
-
-@pytest.mark.parametrize("settings", SUPERNETS)
-def test_a_bad_supernet_is_refused_in_one_line(settings):
-    refused(tiny, **settings)
-
-
-@pytest.mark.parametrize("second", [("noise", 1), (SEP, 2), (SEP, 0), None])
-def test_a_cell_outside_the_space_is_refused_in_one_line(second):
-    net = tiny("s2")
-    first = [(SEP, 0), second] if second else []  # without it the cell has three nodes
-    cell = net.genotype()._replace(normal=first + NODE * 3)
-    refused(net.architecture, cell)
+def test_a_cell_outside_the_space_is_refused_in_one_line():
+    net, nodes = tiny("s2"), [(SEP, 0), (SKIP, 1)] * 3
+    bad = [[(SEP, 0), second] for second in (("noise", 1), (SEP, 2), (SEP, 0))]
+    for first in (*bad, []):  # without a first node the cell has three
+        refused(net.architecture, net.genotype()._replace(normal=first + nodes))
 
 
 def test_other_bad_input_is_refused_in_one_line():
@@ -665,9 +640,8 @@ def test_other_bad_input_is_refused_in_one_line():
     refused(net.log_prob, net.genotype())
     refused(net.cell, net.sample(1.0))
     refused(net.sample, 0)
-    for samples in (0, True, (2, 0), (2,), (1, 2, 3)):
+    for samples in (0, True, (2, 0), (2,)):
         refused(rome.Architect, net, samples)
-    assert rome.Architect(net, np.int64(3)).samples == (3, 3)
     refused(model.set_drop_path, 1.0)
     for shape in ((2, 1, 8, 8), (2, 3, 10, 8), (3, 8, 8)):
         refused(model, torch.zeros(shape))
@@ -680,8 +654,6 @@ def test_a_state_of_another_topology_and_logits_that_are_not_numbers_are_refused
     v1, v2 = [tiny(cells_of(2, *OPS), topology) for topology in ("v1", "v2")]
     with pytest.raises(RuntimeError):  # with two nodes beta has one shape in both
         v2.load_state_dict(v1.state_dict())
-    with pytest.raises(RuntimeError):
-        v1.load_state_dict(v2.state_dict())
     nn.init.constant_(v2.beta["reduce"], math.nan)
     with pytest.raises(FloatingPointError):
         v2.genotype()
@@ -739,7 +711,14 @@ def gradients_on(device, dtype, autocast, space):
     return [result.double().cpu() for result in results]
 
 
-def compare_with_float64(device, space, monkeypatch):
+PLACES = [("cuda", cells_of(4, op)) for op in rome.PRIMITIVES]
+PLACES += [("cuda", space) for space in rome.SPACES] + [("cpu", "darts")]
+
+
+@pytest.mark.parametrize("device, space", PLACES)
+def test_every_operation_and_space_is_right_on(device, space, monkeypatch):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("it needs a GPU")
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.randn(x.shape).to(x))  # of S4
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     exact = gradients_on("cpu", torch.float64, False, space)
@@ -749,24 +728,13 @@ def compare_with_float64(device, space, monkeypatch):
             assert (found - expected).norm() < bound * expected.norm()
 
 
-PLACES = [("cuda", cells_of(4, op)) for op in rome.PRIMITIVES]
-PLACES += [("cuda", space) for space in rome.SPACES] + [("cpu", "darts")]
-
-
-@pytest.mark.parametrize("device, space", PLACES)
-def test_every_operation_and_space_is_right_on(device, space, monkeypatch):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("it needs a GPU")
-    compare_with_float64(device, space, monkeypatch)
-
-
 # --------------------------------------------------------------------------------------------------
 # genotypes.py
 
 ARCH = "|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"
-ONE_SHOT = nasbench.OneShotGenotype(
+ONE_SHOT = nasbench.OneShotGenotype(  # its nodes 2 and 3 are unused
     ("conv3x3-bn-relu", "maxpool3x3", "skip-connect", "conv3x3-bn-relu"),
-    ((0,), (0, 1), (0, 2), (1, 3), (0, 4)),
+    ((0,), (0, 1), (0, 1), (0, 1), (0, 4)),
 )
 V2 = genotypes.PUBLISHED["DARTS_V2"]
 PRINTED = (  # from quark0/darts
@@ -782,9 +750,7 @@ def test_published_cells_are_the_published_ones():
     assert str(genotypes.load("DARTS_V2")) == PRINTED
     cells = [*genotypes.PUBLISHED.values(), ARCH, ONE_SHOT]
     free = [list(genotypes.parameter_free(cell).values())[0] for cell in cells]
-    assert free == [3, 2, 2, 2, 2, 4, 2, 2]
-    unused = ONE_SHOT._replace(inputs=((0,), (0, 1), (0, 1), (0, 1), (0, 4)))  # 2 and 3
-    assert genotypes.parameter_free(unused) == {"cell": 0}
+    assert free == [3, 2, 2, 2, 2, 4, 2, 0]
 
 
 @pytest.mark.parametrize("space", [*rome.SPACES, *nasbench.SPACES])
@@ -796,17 +762,11 @@ def test_cells_of_every_space_are_saved_printed_and_read_as_they_were(space, tmp
     assert genotypes.space_of(path) == space
 
 
-OTHERS = [
-    f"\ufeffFOUND = {PRINTED}  # epoch 50", PRINTED.replace("[2, 3, 4, 5]", "range(2, 6)"),
-    PRINTED.replace("'", '"').replace(", ", ",\r\n"), f"rome.Genotype{tuple(V2)}",
-    PRINTED.replace(", 0)", ", np.int64(0))"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", OTHERS)
-def test_text_of_other_programs_is_read(text, tmp_path):
-    (tmp_path / "cell").write_bytes(text.encode())
-    assert genotypes.load(tmp_path / "cell") == V2
+def test_text_of_other_programs_is_read(tmp_path):
+    text = PRINTED.replace("[2, 3, 4, 5]", "range(2, 6)").replace(", 0)", ", np.int64(0))")
+    (tmp_path / "cell").write_text(f"\ufeffFOUND = {text}  # epoch 50", "utf-8")
+    for source in (tmp_path / "cell", f"rome.Genotype{tuple(V2)}"):
+        assert genotypes.load(source) == V2
 
 
 CODE = "__import__('os').system('touch ran')"  # leaves a file behind if anything runs it
@@ -815,71 +775,49 @@ EDITS = {  # of a good text, what replaces what
     PRINTED: {
         "Genotype(": f"{CODE} or Genotype(", "'dil_conv_3x3'": CODE, "[2, 3, 4, 5]": "[]",
         "dil_conv_3x3": "none", ", 1)": ", True)", ", ('dil_conv_3x3', 2)": "",
-        "conv_3x3', 2": "conv_3x3', 0",
     },
-    SAVED: {"[2,": f"[{CODE},", "1": "2", "darts": "nb201", "]}}": "]"},
-    ARCH: {"+|": "+", "none": "zero", "~1": "~0"},
-    str(ONE_SHOT): {"maxpool3x3": "concat", "(0, 4)": "(4,)"},
+    SAVED: {"[2,": f"[{CODE},", "1": "2"},
+    ARCH: {"none": "zero"},
+    str(ONE_SHOT): {"maxpool3x3": "concat"},
 }  # fmt: skip
 HOSTILE = [text.replace(*edit) for text in EDITS for edit in EDITS[text].items()] + [
-    "", 3, None, b"DARTS_V2", "x" * 1_000_000, PRINTED + "\0", "\ud800", CODE, f"{PRINTED}; {CODE}",
-    '{"a":' * 100_000, "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")", "a" * 19_000 + "Genotype(",
+    3, "x" * 1_000_000, "\ud800", CODE, '{"a":' * 100_000, "a" * 19_000 + "Genotype(",
+    "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")",
 ]  # fmt: skip
-
-
-def error(source, space=None):
-    """The message of the refusal, which is one line."""
-    with pytest.raises(ValueError) as caught:
-        genotypes.load(source, space)
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 800
-    return str(caught.value)
 
 
 def test_hostile_text_and_files_are_refused_and_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     start = time.process_time()
-    for source in (*HOSTILE, "pipe", "missing", "."):
-        error(source)
-        with genotypes.open_text("file", "w") as file:
-            file.write(str(source))
-        error("file")
-    assert sorted(os.listdir()) == ["file", "pipe"] and time.process_time() - start < 5
-
-
-@pytest.mark.parametrize("space", [*rome.SPACES, *nasbench.SPACES, "moon"])
-def test_cells_outside_a_space_are_refused(space):
-    for source in (PRINTED, ARCH, str(ONE_SHOT)):
-        fits = (PRINTED, "darts"), (ARCH, "nb201"), (str(ONE_SHOT), "1shot1-1")
-        assert (source, space) in fits or error(source, space)
+    for source in (*HOSTILE, "pipe", "missing"):
+        refused(genotypes.load, source)
+    assert os.listdir() == ["pipe"] and time.process_time() - start < 5
 
 
 def test_errors_name_the_place_and_the_choices():
-    text = error(PRINTED.replace("dil_conv_3x3", "dil_conv_7x7"))
+    text = refused(genotypes.load, PRINTED.replace("dil_conv_3x3", "dil_conv_7x7"))
     assert "normal, x_5: unknown 'dil_conv_7x7'" in text and "dil_conv_5x5" in text
-    assert "DARTS_V1" in error("darts_v2")
-    for other in (
-        "Genotype(normal=[[('none', 2)]])",
-        "Genotype(array([2]))",
-        '{"op": 1}',
-        2 * PRINTED,
-    ):
-        assert genotypes.RULE in error(other)
+    assert "DARTS_V1" in refused(genotypes.load, "darts_v2")
+    assert genotypes.RULE in refused(genotypes.load, 2 * PRINTED)
 
 
-def test_random_cells_are_uniform_and_leave_torchs_own_generator_alone():
-    space = dict.fromkeys(("normal", "reduce"), [["skip_connect", "noise"]] * 5)
-    draws, counts = generator(), Counter()
+def test_cells_outside_a_space_are_refused():
+    one_shot = str(ONE_SHOT)
+    cases = (PRINTED, "s2"), (PRINTED, "nb201"), (ARCH, "darts"), (one_shot, "1shot1-2")
+    for source, space in (*cases, (ARCH, "1shot1-1"), (ARCH, "moon")):
+        refused(genotypes.load, source, space)
+
+
+def test_random_cells_are_all_cells_and_leave_torchs_own_generator_alone():
+    space, draws, found = cells_of(2, SKIP, "noise"), generator(), set()
     torch.manual_seed(3)
-    for _ in range(240):
-        cell = genotypes.random_cell(space, draws)
-        counts.update([str(cell.normal), str(cell.reduce)])
-    # A pair of inputs for the first node, three for the second, two operations on four edges.
-    assert len(counts) == 48 == 3 * 2**4
-    assert sum((n - 10) ** 2 / 10 for n in counts.values()) < 82.7  # chi-square, p = 0.001
-    assert torch.rand(1) == torch.rand(1, generator=generator(3))
     with torch.device("meta"):
-        assert len(genotypes.random_cell("s2", draws).normal) == 8
+        for _ in range(500):
+            found.add(str(genotypes.random_cell(space, draws).normal))
+    # A pair of inputs for the first node, three for the second, two operations on four edges.
+    assert len(found) == 3 * 2**4
+    assert torch.rand(1) == torch.rand(1, generator=generator(3))
 
 
 def test_pictures_show_every_op(tmp_path):
@@ -889,34 +827,31 @@ def test_pictures_show_every_op(tmp_path):
         texts = [text.text for text in root.findall("{*}text")]
         for op in (*rome.PRIMITIVES, *nasbench.NB201_OPS, *nasbench.ONE_SHOT_OPS):
             assert texts.count(op) == len(re.findall(rf"\W{op}['~]", str(cell)))
-
-
-def test_a_png_is_drawn_and_other_suffixes_are_refused(tmp_path):
+    refused(genotypes.draw, ARCH, tmp_path / "cell.pdf")
     pytest.importorskip("matplotlib")
     genotypes.draw(ONE_SHOT, tmp_path / "cell.PNG")
     assert (tmp_path / "cell.PNG").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"\.svg or \.png"):
-        genotypes.draw(ARCH, tmp_path / "cell.pdf")
-
-
-def test_cells_of_darts_do_without_nasbench(monkeypatch):
-    monkeypatch.setitem(sys.modules, "extra", None)
-    assert genotypes.load(PRINTED, "darts") == V2
 
 
 # --------------------------------------------------------------------------------------------------
 # train.py and extra/images.py
 
 SMALL = "--dataset shapes --image-size 8 --cells 1 --channels 2 --batch-size 800 --device cpu"
-SEARCH = ["search", *SMALL.split(), "--epochs", "2", "--samples", "3"]
-RETRAIN = ["retrain", "--genotype", "DARTS_V2", *SMALL.split(), "--epochs", "2"]
+SEARCH = f"search {SMALL} --epochs 2 --samples 3".split()
+RETRAIN = f"retrain {SMALL} --epochs 2 --genotype DARTS_V2".split()
 TINY = dict(cells=1, channels=2, epochs=2, image_size=8)  # for the rows of "shapes"
 
 
-def line_of(capsys):
-    """The one line that a failed command printed to stderr."""
+def start(words, out, *more):
+    """The exit status of train.py, with this folder of the run."""
+    return train.main([*words, *more, "--out", str(out)])
+
+
+def failed(capsys, words, out, *more, status=2):
+    """The last line that a failed run printed to stderr."""
+    assert start(words, out, *more) == status
     *_, line = capsys.readouterr().err.splitlines()
-    assert line.startswith("train.py: error: ") and "Traceback" not in line
+    assert line.startswith("train.py: error: ")
     return line
 
 
@@ -929,50 +864,60 @@ def state_of(folder):
     return torch.load(folder / "last.pt", weights_only=True)
 
 
+def shorten(folder):
+    """Makes a finished run one that was interrupted after its first epoch."""
+    state = state_of(folder)
+    torch.save(state | dict(rows=state["rows"][:1]), folder / "last.pt")
+
+
 def log_of(folder):
     return genotypes.open_text(folder / "log.txt").read()
 
 
 def assert_same_bits(one, two):
     """Two runs have the same weights, optimizers and rows, but for times and memory."""
-    parts, rows = [], []
+    found = []
     for state in map(state_of, (one, two)):
-        parts.append([state[name] for name in ("net", "network", "sgd", "adam") if name in state])
-        free = dict(images_per_second=0, seconds=0, peak_mib=0)
-        rows.append([row | free for row in state["rows"]])
-    assert rows[0] == rows[1]
-    assert_close(*parts, rtol=0, atol=0)
+        for row in state["rows"]:
+            row |= dict(images_per_second=0, seconds=0, peak_mib=0)
+        found.append([state[name] for name in ("net", "network", "sgd", "adam") if name in state])
+        found.append(state["rows"])
+    assert found[1] == found[3]
+    assert_close(found[0], found[2], rtol=0, atol=0)
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """The folder of a search with its retrain."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.RETRAIN, "shapes", TINY)
-        assert train.main([*SEARCH, "--retrain", "--out", str(folder)]) == 0
+    with mock.patch.dict(train.RETRAIN, shapes=TINY):
+        assert start(SEARCH, folder, "--retrain") == 0
     return folder
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """Images of three classes in DIR/{train,test}."""
+def photos(tmp_path_factory):
+    """Images of two classes in DIR/{train,test}."""
     root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 12), ("test", 4)):
-        for colour in ("red", "green", "blue"):
-            place = root / split / colour
-            place.mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (10 + number, 12), colour).save(place / f"{number}.png")
+    for folder in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (root / folder).mkdir(parents=True)
+        for number in range(12):
+            Image.effect_noise((40, 24), 50).save(root / folder / f"{number}.jpg")
     return root
 
 
-def folder_words(root):
-    words = f"--dataset folder --data {root} --image-size 8 --cells 1 --channels 2 --epochs 1"
-    return [*words.split(), "--batch-size", "6", "--device", "cpu"]
+def search_of(root):
+    """A short search on a folder of images."""
+    words = f"search --dataset folder --data {root} --image-size 8 --cells 1 --channels 2"
+    return f"{words} --epochs 1 --batch-size 6 --samples 1 --device cpu".split()
 
 
 # The recipes, by hand
+
+
+def normalised(pixels, statistics):
+    mean, deviation = torch.tensor(statistics).view(2, 3, 1, 1)
+    return (pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
 
 
 def by_sums(images):
@@ -1001,7 +946,9 @@ def judged(monkeypatch):
 def test_a_search_is_algorithm_1_on_two_halves(judged, tmp_path, monkeypatch):
     calls = []
 
-    def watch(name, step):
+    def watch(name):
+        step = getattr(rome.Architect, name)
+
         def spy(self, x, y, tau, optimizer):
             group = dict(optimizer.param_groups[0])
             calls.append((name, x, tau, group, step(self, x, y, tau, optimizer), self.clip))
@@ -1009,11 +956,12 @@ def test_a_search_is_algorithm_1_on_two_halves(judged, tmp_path, monkeypatch):
 
         monkeypatch.setattr(rome.Architect, name, spy)
 
-    watch("architecture_step", rome.Architect.architecture_step)
-    watch("weight_step", rome.Architect.weight_step)
-    monkeypatch.setattr(train.images, "crop_and_flip", lambda images, generator: images)
+    watch("architecture_step")
+    watch("weight_step")
+    negative = mock.Mock(side_effect=lambda images, generator: 255 - images)
+    monkeypatch.setattr(train.images, "crop_and_flip", negative)
     words = [*SEARCH, *"--samples 1 --batch-size 600 --epochs 3 --alpha-weight-decay 1e-3".split()]
-    assert train.main([*words, "--out", str(tmp_path)]) == 0
+    assert start(words, tmp_path) == 0
     names, images, taus, groups, losses, clips = zip(*calls)
     assert names == ("architecture_step", "weight_step") * 9 and set(clips) == {5}
     assert taus == (10.0,) * 6 + (5.05,) * 6 + (0.1,) * 6
@@ -1024,21 +972,22 @@ def test_a_search_is_algorithm_1_on_two_halves(judged, tmp_path, monkeypatch):
     assert [group["lr"] for group in groups[1::6]] == pytest.approx(rates)
     config = train.configure("search", words[1:])
     data = train.load_data(config, "train")
-    mean, deviation = torch.tensor(data.statistics).view(2, 3, 1, 1)
-    whole = (data.pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
+    augmented = normalised(255 - data.pixels, data.statistics)
     parts = train.halves(data.labels, 0.5, train.seed_of(config, "halves"))
     for first, part, name in ((1, parts[0], "loss_theta"), (0, parts[1], "loss_alpha")):
-        assert_same_images(torch.cat(images[first:6:2]), whole[part])
+        assert_same_images(torch.cat(images[first:6:2]), augmented[part])
         sums = [len(x) * loss for x, loss in zip(images[first:6:2], losses[first:6:2])]
         assert float(rows_of(tmp_path)[0][name]) == pytest.approx(sum(sums).item() / 1600)
-    assert_same_images(judged[0], whole[parts[1]])
+    assert_same_images(judged[0], normalised(data.pixels, data.statistics)[parts[1]])
 
 
 def test_a_retrain_is_sgd_by_hand(judged, tmp_path, monkeypatch):
     monkeypatch.setitem(train.RETRAIN["shapes"], "label_smoothing", 0.1)
+    traced = mock.Mock(wraps=functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", traced)  # without inductor, which would take a minute
     words = [*RETRAIN, *"--cells 3 --clip 1 --auxiliary 0.4 --lr 0.1 --weight-decay 0.01".split()]
-    words += "--cutout 3 --batch-size 1000 --drop-path 0.4".split()
-    assert train.main([*words, "--out", str(tmp_path)]) == 0
+    words += "--cutout 3 --batch-size 1000 --drop-path 0.4 --compile".split()
+    assert start(words, tmp_path) == 0 and traced.call_count == 1
     rows, config = rows_of(tmp_path), train.configure("retrain", words[1:])
     data, test = train.load_data(config, "train"), train.load_data(config, "test")
     torch.manual_seed(train.seed_of(config, "first weights"))
@@ -1064,8 +1013,7 @@ def test_a_retrain_is_sgd_by_hand(judged, tmp_path, monkeypatch):
                     p -= 0.05 * (1 + math.cos(math.pi * epoch / 2)) * v
         assert float(row["loss_train"]) == pytest.approx(total / 3200, rel=1e-4)
         assert float(row["accuracy_train"]) == pytest.approx(correct / 32, abs=0.2)
-    mean, deviation = torch.tensor(data.statistics).view(2, 3, 1, 1)  # of the training images
-    whole = (test.pixels.permute(0, 3, 1, 2) / 255 - mean) / deviation
+    whole = normalised(test.pixels, data.statistics)  # of the training images
     logits = net.eval()(whole)[0]
     assert_same_images(judged[1], whole)
     loss, right = F.cross_entropy(logits, test.labels), (logits.argmax(1) == test.labels).sum()
@@ -1073,29 +1021,16 @@ def test_a_retrain_is_sgd_by_hand(judged, tmp_path, monkeypatch):
     assert float(rows[1]["accuracy_test"]) == pytest.approx(right.item() / 20, abs=1)
 
 
-def test_a_compiled_retrain_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
-    traced = mock.Mock(wraps=functools.partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch, "compile", traced)  # without inductor, which would take a minute
-    losses = []
-    for name in ("--no-compile", "--compile"):
-        words = [*RETRAIN, "--epochs", "1", name, "--out", str(tmp_path / name)]
-        assert train.main(words) == 0
-        losses.append(float(rows_of(tmp_path / name)[0]["loss_train"]))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and traced.call_count == 1
-
-
 # A run and its folder
 
 
 def test_a_run_writes_what_it_promises(run):
     row, text = rows_of(run)[-1], log_of(run)
-    for kind in ("normal", "reduce"):
-        assert 0 <= int(row[f"parameter_free_{kind}"]) <= 8
-        assert 0 < float(row[f"entropy_alpha_{kind}"]) <= math.log(7) + 1e-6
-        mean = (math.log(3) + math.log(4) + math.log(5)) / 3  # the first node has no choice
-        assert float(row[f"entropy_beta_{kind}"]) == pytest.approx(mean, abs=0.01)
-        assert float(row[f"top_beta_{kind}"]) == pytest.approx(47 / 180, abs=0.02)
-    for name in ("loss_alpha", "loss_theta", "gradient_norm", "gradient_norm_alpha", "seconds"):
+    mean = (math.log(3) + math.log(4) + math.log(5)) / 3  # the first node has no choice
+    columns = dict(entropy_alpha=math.log(7), top_alpha=1 / 7, entropy_beta=mean, top_beta=47 / 180)
+    for name, kind in itertools.product(columns, ("normal", "reduce")):
+        assert float(row[f"{name}_{kind}"]) == pytest.approx(columns[name], abs=0.02)
+    for name in ("gradient_norm", "gradient_norm_alpha", "seconds"):
         assert float(row[name]) > 0
     saved = json.loads((run / "genotype.json").read_bytes())
     assert str(genotypes.load(run / "genotype.json")) == row["genotype"]
@@ -1106,21 +1041,17 @@ def test_a_run_writes_what_it_promises(run):
     assert settings.items() <= state_of(run)["settings"].items()
     for words in ("not a result", "alpha is near uniform", f"next: python -m tools.baseline {run}"):
         assert words in text
-    assert max(len(line) for line in text.splitlines() if str(run) not in line) <= 80
     assert (run / "cells.svg").stat().st_size > 1000
-    assert float(rows_of(run / "retrain")[-1]["accuracy_test"]) > 0
 
 
 def test_the_memory_of_alpha_is_that_of_adam_with_its_decay():
     p = torch.ones(1, requires_grad=True)
     adam = torch.optim.Adam([p], 0.01, (0.5, 0.999), weight_decay=1e-3)
-    for number in range(3000):
-        p.grad = torch.full((1,), 0.5 if number % 2 else -0.5)  # the root of its square is 0.5
-        adam.step()
+    p.grad = torch.full((1,), 0.5)
+    adam.step()
     assert train.memory_of(adam, 10**6) == pytest.approx(0.5 / (0.01 * 1e-3), rel=0.01)
-    assert train.memory_of(adam, 7) == 7
     adam.param_groups[0]["weight_decay"] = 0
-    assert train.memory_of(adam, 10**6) == 10**6
+    assert train.memory_of(adam, 7) == 7
 
 
 @pytest.mark.parametrize("words", [SEARCH, RETRAIN])
@@ -1131,100 +1062,74 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(words, tmp_path, monkeypatc
         end_epoch(*arguments)
         raise KeyboardInterrupt
 
-    assert train.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert start(words, tmp_path / "whole") == 0
     monkeypatch.setattr(train, "end_epoch", interrupt)
-    part = [*words, "--out", str(tmp_path / "part")]
-    assert train.main(part) == 130 and "--resume" in line_of(capsys)
+    assert "--resume" in failed(capsys, words, tmp_path / "part", status=130)
     monkeypatch.undo()
     torch.rand(3)  # no draw outside the run changes it
-    assert train.main([*part, "--resume"]) == 0
+    assert start(words, tmp_path / "part", "--resume") == 0
     assert_same_bits(tmp_path / "whole", tmp_path / "part")
     assert len(rows_of(tmp_path / "part")) == 2
-    torch.save(state_of(tmp_path / "part") | dict(threads=8), tmp_path / "part/last.pt")
-    assert train.main([*part, "--resume"]) == 0
-    assert "in place of 8 the numbers may differ" in log_of(tmp_path / "part")
 
 
-def test_the_printed_command_does_what_retrain_does(run, tmp_path, monkeypatch):
-    other = tmp_path / "other"
-    monkeypatch.setitem(train.RETRAIN, "shapes", TINY)
-    assert train.main([*SEARCH, "--out", str(other)]) == 0
-    *_, line = log_of(other).splitlines()
+@mock.patch.dict(train.RETRAIN, shapes=TINY)
+def test_the_printed_command_does_what_retrain_does(run, tmp_path):
+    assert start(SEARCH, tmp_path) == 0
+    *_, line = log_of(tmp_path).splitlines()
     python, program, *words = shlex.split(line.removeprefix("next: "))
     assert (python, program) == ("python", "train.py") and train.main(words) == 0
-    assert_same_bits(run / "retrain", other / "retrain")
+    assert_same_bits(run / "retrain", tmp_path / "retrain")
 
 
 def test_a_folder_belongs_to_one_run(run, tmp_path, capsys):
-    assert train.main([*SEARCH, "--out", str(run)]) == 2 and "holds a run" in line_of(capsys)
-    config = train.configure("search", [*SEARCH[1:], "--out", str(tmp_path / "a")])
-    with train.claimed(config):
-        for more in ([], ["--resume"]):
-            assert train.main([*SEARCH, "--out", str(tmp_path / "a"), *more]) == 2
-            assert re.search("holds a run|another run", line_of(capsys))
-    assert not (tmp_path / "a").exists()  # a failed start leaves nothing
-    for more, says in ((["--lr", "1"], "lr 0.05 .now 1.0"), (["--seed", "3"], "seed 0 .now 3")):
-        assert train.main([*SEARCH, "--out", str(run), "--resume", *more]) == 2
-        assert re.search(says, line_of(capsys))
+    assert "holds a run" in failed(capsys, SEARCH, run)
+    assert "lr 0.05 (now 1.0)" in failed(capsys, SEARCH, run, "--resume", "--lr", "1")
+    assert "Not a directory" in failed(capsys, SEARCH, "/dev/null/x")
+    with open(tmp_path / "log.txt", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another run" in failed(capsys, SEARCH, tmp_path, "--resume")
     (tmp_path / "last.pt").write_bytes((run / "last.pt").read_bytes()[:-999])
-    assert train.main([*SEARCH, "--out", str(tmp_path), "--resume"]) == 2
-    assert "broken" in line_of(capsys)
+    assert "broken" in failed(capsys, SEARCH, tmp_path, "--resume")
 
 
-def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(folder, tmp_path, capsys):
-    root = tmp_path / "images"
-    shutil.copytree(folder / "train", root / "train")
-    words = ["search", *folder_words(root), "--samples", "1", "--out", str(tmp_path / "run")]
-    assert train.main([*words, "--resume"]) == 0 and "no checkpoint yet" in log_of(tmp_path / "run")
-    shutil.move(root, tmp_path / "moved")
-    words = ["search", *folder_words(tmp_path / "moved"), "--samples", "1", *words[-2:], "--resume"]
-    assert train.main(words) == 0  # the same images elsewhere
-    (tmp_path / "moved/train/red/0.png").unlink()
-    assert train.main(words) == 2 and "was made with images 36, digest" in line_of(capsys)
+def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(photos, tmp_path, capsys):
+    shutil.copytree(photos / "train", tmp_path / "images/train")
+    assert start(search_of(tmp_path / "images"), tmp_path / "run", "--resume") == 0
+    assert "no checkpoint yet" in log_of(tmp_path / "run")
+    shutil.move(tmp_path / "images", tmp_path / "moved")
+    words = [*search_of(tmp_path / "moved"), "--resume"]
+    assert start(words, tmp_path / "run") == 0  # the same images elsewhere
+    (tmp_path / "moved/train/cat/0.jpg").unlink()
+    assert "made with images" in failed(capsys, words, tmp_path / "run")
 
 
 @pytest.mark.parametrize("words", [SEARCH, RETRAIN])
 def test_a_nan_ends_with_status_3_and_keeps_the_checkpoint(words, tmp_path, monkeypatch, capsys):
-    end_epoch = train.end_epoch
-
-    def spoil(config, rows, *rest):
-        rows[-1]["lr"] = math.nan if len(rows) > 1 else rows[-1]["lr"]
-        end_epoch(config, rows, *rest)
-
-    monkeypatch.setattr(train, "end_epoch", spoil)
-    assert train.main([*words, "--out", str(tmp_path)]) == 3 and "another --out" in line_of(capsys)
-    assert len(state_of(tmp_path)["rows"]) == 1
-    watch = train.watcher(dict(out=str(tmp_path)), torch.device("cpu"), 1000)
-    with pytest.raises(FloatingPointError):  # within an epoch too
-        for _ in range(50):
-            watch(torch.tensor([1.0, math.inf]))
+    monkeypatch.setattr(train, "learning_rate", lambda config, epoch: 1e38 if epoch > 0 else 0.01)
+    assert "another --out" in failed(capsys, words, tmp_path / "a", status=3)
+    assert len(state_of(tmp_path / "a")["rows"]) == 1
+    monkeypatch.setattr(train, "learning_rate", lambda config, epoch: 1e38)
+    monkeypatch.setattr(train, "end_epoch", None)
+    assert start(words, tmp_path / "b") == 3  # within an epoch
 
 
-class Terminal:
+class Terminal(io.StringIO):
     """It spells ASCII alone, and after a while nobody reads it."""
 
-    encoding, isatty, flush = "ascii", lambda self: True, lambda self: None
-
-    def __init__(self):
-        self.text = ""
+    encoding, isatty = "ascii", lambda self: True
 
     def write(self, text):
-        self.text += text.encode("ascii").decode()
         if "2/2" in text:
             raise BrokenPipeError
+        return super().write(text.encode("ascii").decode())
 
 
 def test_no_stream_ends_a_run_in_a_thread(tmp_path, monkeypatch):
-    found, terminal = [], Terminal()
-    for number, stream in enumerate((None, terminal)):
-        out = tmp_path / f"実験{number}"
-        monkeypatch.setattr(sys, "stdout", stream)
-        words = [*SEARCH, "--batch-size", "200", "--out", str(out)]
-        thread = threading.Thread(target=lambda words=words: found.append(train.main(words)))
-        thread.start()
-        thread.join()
-        assert "実験" in log_of(out) and "\r" not in log_of(out)
-    assert found == [0, 0] and re.search(r"\r\x1b\[Kstep 7/16, \d", terminal.text)
+    terminal, out = Terminal(), tmp_path / "実験"
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert ThreadPool(1).apply(start, (SEARCH, out, "--batch-size", "200")) == 0
+    assert "実験" in log_of(out) and "\r" not in log_of(out)
+    assert re.search(r"\r\x1b\[Kstep 7/16, \d", terminal.getvalue())
 
 
 # What is refused
@@ -1232,7 +1137,6 @@ def test_no_stream_ends_a_run_in_a_thread(tmp_path, monkeypatch):
 BAD = [
     ("search --epochs 0", "--epochs: must be a whole number from 1"),
     ("search --lr nan", "--lr: must be a number"),
-    ("search --space s9", "--space: invalid choice: 's9'"),
     ("search --sapce s1", "unrecognized arguments: --sapce"),
     ("search --image-size 64", "the images of cifar10 have 32 pixels"),
     ("search --dataset shapes --image-size 18", "multiple of 4"),
@@ -1240,59 +1144,47 @@ BAD = [
     ("search --samples 1 2 3", "one or two numbers"),
     ("retrain --genotype DARTS_V2 --dataset shapes --image-size 8 --cutout 8", "erase a whole"),
     ("search --space nb201 --method rome-v1", "nb201 has no topology 'v1'"),
-    ("search --space 1shot1-1 --method gdas", "1shot1-1 has no topology 'none'"),
     ("search --space nb201 --recompute", "--recompute is for the spaces darts"),
     ("search --space nb201 --dataset imagenet", "ImageNet's stem is for the spaces darts"),
-    ("search --dataset folder --data nowhere --out {}/run", "no folder nowhere/train"),
-    ("search --dataset shapes --channels 3 --device cpu --out {}/run", "channels 3"),
-    ("search --out /dev/null/x --dataset shapes", "Not a directory"),
+    ("search --dataset folder --data nowhere", "no folder nowhere/train"),
+    ("search --dataset shapes --channels 3 --device cpu", "channels 3"),
     ("retrain --dataset cifar10", "retrain needs --genotype"),
     ("retrain --genotype NOBODY", "NOBODY"),
     ("retrain --genotype DARTS_V2 --space nb201", "not of this space"),
-    ("retrain --genotype {nb201} --space 1shot1-1", "not of this space"),
-    ("retrain --genotype {nb201} --auxiliary 1", "--auxiliary is for the spaces darts"),
+    (f"retrain --genotype {ARCH} --auxiliary 1", "--auxiliary is for the spaces darts"),
     ("report", "train.py search or train.py retrain"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("words, says", BAD)
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
-    cell = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
-    assert train.main(words.format(tmp_path, nb201=cell).split()) == 2
-    assert says in line_of(capsys)
+    assert says in failed(capsys, words.split(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-def test_everything_is_checked_before_a_search(folder, tmp_path, capsys):
-    shutil.copytree(folder, tmp_path / "images")
-    for number in range(3):
-        (tmp_path / f"images/test/red/{number}.png").write_bytes(b"")
-    words = ["search", *folder_words(tmp_path / "images"), "--out", str(tmp_path / "run")]
-    assert train.main([*words, "--retrain"]) == 2
-    line = line_of(capsys)
-    assert all(f"test/red/{number}.png" in line for number in range(3))
-    assert train.main([*words, "--samples", "1"]) == 0  # the folder was left free
+def test_everything_is_checked_before_a_search(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "images/test/cat/2.jpg").write_bytes(b"")
+    words = search_of(tmp_path / "images")
+    assert "test/cat/2.jpg" in failed(capsys, words, tmp_path / "run", "--retrain")
+    assert start(words, tmp_path / "run") == 0  # the folder was left free
 
 
 ERRORS = [
     (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "/dev/shm"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is full"),
-    (OSError("cannot allocate a name"), "cannot allocate a name"),
 ]
 
 
-def test_an_error_names_its_cause(monkeypatch):
-    for error, says in ERRORS:
-        status, line = train.explain(error)
-        assert status == 2 and says in line
-    assert train.explain(RuntimeError("a mistake of the program's")) is None
+def test_an_error_names_its_cause(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(ValueError, match="WORLD_SIZE of the shell is 'many': unset it"):
-        train.join_processes(0)
-
-
-def test_times_are_in_the_unit_of_a_person():
-    times = [train.duration(seconds) for seconds in (90, 9e3, 36e4)]
-    assert times == ["1.5 min", "2.5 h", "4.2 days"]
+    assert "WORLD_SIZE of the shell is 'many': unset it" in failed(capsys, SEARCH, tmp_path)
+    for error, says in ERRORS:
+        monkeypatch.setattr(train, "search", mock.Mock(side_effect=error))
+        assert says in failed(capsys, SEARCH, tmp_path)
+    monkeypatch.setattr(train, "search", mock.Mock(side_effect=RuntimeError("of the program's")))
+    with pytest.raises(RuntimeError):
+        start(SEARCH, tmp_path)
 
 
 # Settings
@@ -1303,19 +1195,15 @@ def values(words, *names):
     return [config[name] for name in names]
 
 
-def test_settings_follow_the_sources():
-    names = ("epochs", "samples", "lr", "alpha_lr", "batch_size", "fraction", "imagenet")
-    assert values("search", *names) == [50, [7], 0.05, 3e-4, 64, 0.5, False]
-    assert values("search --dataset imagenet", *names) == [30, [3], 0.05, 3e-4, 256, 0.1, True]
-    assert values("search --dataset folder --image-size 128", *names)[5:] == [0.5, True]
-    assert values("search --space 1shot1-2 --method rome-v2", "tau") == [[10.0, 1.0]]
-    for words, sizes in {
-        "darts --dataset cifar10": [20, 36, 600, 16], "s4 --dataset cifar10": [20, 16, 600, 16],
-        "s2 --dataset cifar100": [8, 16, 600, 16], "darts --dataset imagenet": [14, 48, 250, 0],
-        "darts --dataset folder --image-size 20": [20, 36, 600, 10],  # cutout: half the side
-    }.items():  # fmt: skip
-        words = f"retrain --genotype GDAS_V1 --space {words}"
-        assert values(words, "cells", "channels", "epochs", "cutout") == sizes
+def test_special_rows_win_over_general_ones():
+    names = "epochs", "samples", "fraction", "imagenet"
+    assert values("search --method gdas", *names) == [50, [1], 0.5, False]
+    assert values("search --dataset imagenet", *names) == [30, [3], 0.1, True]
+    assert values("search --dataset folder --image-size 128", *names) == [30, [3], 0.5, True]
+    retrain, names = "retrain --genotype GDAS_V1", ("cells", "channels", "cutout")
+    assert values(f"{retrain} --space s2", *names) == [20, 16, 16]
+    assert values(f"{retrain} --space s2 --dataset cifar100", *names) == [8, 16, 16]
+    assert values(f"{retrain} --dataset folder --image-size 20", *names) == [20, 36, 10]
 
 
 def test_a_retrain_follows_the_file_of_its_genotype(tmp_path):
@@ -1327,24 +1215,20 @@ def test_a_retrain_follows_the_file_of_its_genotype(tmp_path):
     assert values("search --out=~/x", "out") == [os.path.expanduser("~/x")]
 
 
-@pytest.mark.parametrize("stage", ["search", "retrain"])
-def test_help_shows_the_defaults_of_the_benchmark(stage, capsys):
-    assert train.main([stage, "--dataset", "imagenet", "--help"]) == 0
+@pytest.mark.parametrize("stage, epochs", [("search", 30), ("retrain", 250)])
+def test_help_shows_the_defaults_of_the_benchmark(stage, epochs, capsys):
+    assert train.main([stage, "--dataset", "imagenet", "--help"]) == train.main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "epochs (default: 30)" in text or "epochs (default: 250)" in text
-    assert train.main(["--help"]) == 0 and f"train.py {stage}" in capsys.readouterr().out
+    assert f"epochs (default: {epochs})" in text and f"train.py {stage} --help" in text
 
 
 def test_the_linear_rate_is_that_of_the_published_code_and_ends_low():
     config = dict(lr=0.5, lr_min=0.0, epochs=250, schedule="linear", lr_warmup=5)
-    expected = {0: 0.1, 4: 0.5, 5: 0.5 * 240 / 245, 244: 0.5 / 245, 245: 0.5 / 245}
-    expected[249] = 0.5 / 245 / 5
-    assert {epoch: train.learning_rate(config, epoch) for epoch in expected} == pytest.approx(
-        expected
-    )
-    for epochs in (1, 5, 10, 20):
-        last = train.learning_rate(config | dict(epochs=epochs), epochs - 1)
-        assert last * epochs < 0.6
+    expected = {0: 0.1, 4: 0.5, 5: 0.5 * 240 / 245, 244: 0.5 / 245, 249: 0.5 / 245 / 5}
+    for epoch, rate in expected.items():
+        assert train.learning_rate(config, epoch) == pytest.approx(rate)
+    for epochs in (1, 5, 20):
+        assert epochs * train.learning_rate(config | dict(epochs=epochs), epochs - 1) < 0.6
 
 
 # Images
@@ -1352,13 +1236,11 @@ def test_the_linear_rate_is_that_of_the_published_code_and_ends_low():
 
 def test_crops_are_shifted_flipped_and_padded_with_zeros():
     image = torch.arange(1, 257).view(1, 1, 16, 16)
-    padded, views = F.pad(image, [2] * 4)[0, 0], {}
-    for down, right in itertools.product(range(5), repeat=2):
-        view = padded[down : down + 16, right : right + 16]
-        views |= {str(view): "whole", str(view.flip(1)): "flipped"}
-    crops = train.images.crop_and_flip(image.expand(400, 3, -1, -1), generator())
-    seen = {str(crop): views[str(crop)] for crop in crops[:, 0]}
-    assert len(seen) > 40 and set(seen.values()) == {"whole", "flipped"}
+    windows = F.pad(image, [2] * 4).unfold(2, 16, 1).unfold(3, 16, 1).reshape(25, 16, 16)
+    views = torch.cat([windows, windows.flip(2)])
+    crops = train.images.crop_and_flip(image.expand(500, 3, -1, -1), generator())
+    same = (crops == views[:, None, None]).flatten(2).all(2)  # (views, crops)
+    assert same.any(0).all() and same.any(1).all()
 
 
 def test_crops_do_not_depend_on_the_image():
@@ -1382,17 +1264,16 @@ def test_cutout_erases_a_square_whose_centre_is_any_pixel():
     assert (images == 0).any(0).all() and torch.equal(images[:, 0], images[:, 2])
 
 
-@pytest.mark.parametrize("fraction, sizes", [(0.5, (50, 50)), (0.1, (10, 10))])
-def test_halves_are_disjoint_and_have_every_class(fraction, sizes):
+@pytest.mark.parametrize("fraction, size", [(0.5, 50), (0.1, 10)])
+def test_halves_are_disjoint_and_have_every_class(fraction, size):
     labels = torch.arange(1000) % 10
     parts = train.halves(labels, fraction, 0)
-    assert tuple(len(part) // 10 for part in parts) == sizes
-    assert not set(parts[0].tolist()) & set(parts[1].tolist())
-    for part, size in zip(parts, sizes):
+    for part in parts:
         assert labels[part].bincount().tolist() == [size] * 10
+    assert len(torch.cat(parts).unique()) == 20 * size
     assert len({len(part) for part in train.halves(labels[:131], 0.5, 0)}) == 1
-    with pytest.raises(ValueError, match="class b has 4 images"):
-        train.halves(torch.tensor([0] * 45 + [1] * 4 + [2] * 41), 0.1, 0, "abc")
+    few = torch.tensor([0] * 45 + [1] * 4 + [2] * 41)
+    assert "class b has 4 images" in refused(train.halves, few, 0.1, 0, "abc")
 
 
 def test_batches_hold_every_image_once_and_never_one_alone():
@@ -1405,76 +1286,76 @@ def test_batches_hold_every_image_once_and_never_one_alone():
 def test_statistics_are_those_of_the_pixels():
     pixels = torch.randint(256, (250, 4, 4, 3), generator=generator(), dtype=torch.uint8)
     found = train.images.statistics_of(train.images.Images(pixels, None, []), {})
-    deviation, mean = torch.std_mean(pixels.reshape(-1, 3).double() / 255, 0, correction=0)
-    assert_close(torch.tensor(found), torch.stack([mean, deviation]).float())
+    values = pixels.view(-1, 3).double() / 255
+    expected = torch.stack([values.mean(0), values.std(0, correction=0)])
+    assert_close(torch.tensor(found), expected.float())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
-def test_data_of_torchvision_becomes_pixels_and_labels(name, tmp_path, monkeypatch):
+def test_data_of_torchvision_becomes_pixels_and_labels(name, monkeypatch):
     pixels = np.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).astype("uint8")
-    rows, config = pixels.transpose(0, 2, 3, 1), dict(dataset=name, data=str(tmp_path))
-    made = types.SimpleNamespace(data=rows, targets=[3, 1], classes=["a", "b"])
+    rows = pixels.transpose(0, 2, 3, 1)
+    made = mock.Mock(data=rows, targets=[3, 1], classes=["a", "b"])
     if name == "svhn":
-        made = types.SimpleNamespace(data=pixels, labels=np.array([3, 1]))
-    kind, real = name.upper(), getattr(torchvision.datasets, name.upper())
-    with monkeypatch.context() as patch:
-        patch.setattr(torchvision.datasets, kind, lambda root, split, download: made)
-        data = train.load_data(config | dict(image_size=32), "train")
+        made = mock.Mock(data=pixels, labels=np.array([3, 1]))
+    monkeypatch.setattr(torchvision.datasets, name.upper(), lambda root, split, download: made)
+    data = train.load_data(dict(dataset=name, data="data", image_size=32), "train")
     assert torch.equal(data.pixels, torch.tensor(rows)) and data.labels.tolist() == [3, 1]
+
+
+ARCHIVES = [("cifar10", "cifar-10-python.tar.gz"), ("svhn", "train_32x32.mat")]
+
+
+@pytest.mark.parametrize("name, archive", ARCHIVES)
+def test_an_archive_that_is_absent_or_broken_is_named(name, archive, tmp_path, monkeypatch):
     (tmp_path / "other").touch()
     monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=OSError("no network")))
-    archive = real.split_list["train"][1] if name == "svhn" else real.filename
+    config = dict(dataset=name, data=str(tmp_path), image_size=32)
     for state in ("is not there", "is incomplete or broken"):
-        with pytest.raises(
-            ValueError, match=f"{archive} {state}, .*no network.*; put http.* there"
-        ):
-            train.load_data(config | dict(image_size=32), "train")
+        text = refused(train.load_data, config, "train")
+        assert re.search(f"{archive} {state}, .*no network.*; put http.* there", text)
         (tmp_path / archive).write_bytes(b"half of it")
 
 
-def test_the_number_of_workers_changes_nothing(folder, tmp_path):
+def test_the_number_of_workers_changes_nothing(photos, tmp_path):
+    words = [*search_of(photos), "--image-size", "128"]
     for workers in "02":
-        words = ["search", *folder_words(folder), "--image-size", "128"]
-        words += ["--samples", "1", "--workers", workers, "--out", str(tmp_path / workers)]
-        assert train.main(words) == 0
+        assert start(words, tmp_path / workers, "--workers", workers) == 0
     assert_same_bits(tmp_path / "0", tmp_path / "2")
 
 
 # Several processes
 
 
-def processes(count, words):
+def torchrun(words, out, *more):
+    """train.py in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(count), "train.py", *words]
+    command += ["2", "train.py", *words, *more, "--out", str(out)]
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
 
 
 def test_processes_share_a_search_and_change_nothing(run, tmp_path):
-    words = [*SEARCH, "--out", str(tmp_path / "run")]
-    done = processes(2, [*words, "--retrain"])
+    done = torchrun(SEARCH, tmp_path / "run", "--retrain")
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "run/retrain")) == 5  # by the row of shapes
     for one, two in zip(rows_of(run), rows_of(tmp_path / "run")):
         assert one["genotype"] == two["genotype"]
         for name in ("loss_alpha", "loss_theta", "gradient_norm", "supernet_loss"):
             assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-3)
-    state = state_of(tmp_path / "run") | dict(rows=state_of(tmp_path / "run")["rows"][:1])
-    torch.save(state, tmp_path / "run/last.pt")
-    assert train.main([*words, "--resume"]) == 0  # by one process
-    refused = processes(2, [*SEARCH, "--samples", "1", "--out", str(tmp_path / "b")])
-    assert refused.returncode and "2 processes share K = 1 sub-networks" in refused.stderr
+    shorten(tmp_path / "run")
+    assert start(SEARCH, tmp_path / "run", "--resume") == 0  # by one process
+    alone = torchrun(SEARCH, tmp_path / "b", "--samples", "1")
+    assert alone.returncode and "2 processes share K = 1 sub-networks" in alone.stderr
 
 
 def test_processes_share_the_batches_of_a_retrain(tmp_path, capsys):
     words = [*RETRAIN, "--epochs", "1", "--cells", "2"]
-    assert train.main([*words, "--out", str(tmp_path / "one")]) == 0
-    done = processes(2, [*words, "--out", str(tmp_path / "two")])
+    assert start(words, tmp_path / "one") == 0
+    done = torchrun(words, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    one, two = (rows_of(tmp_path / name)[0] for name in ("one", "two"))
-    # Half the images in each batch norm, and other crops, so nearly the same.
-    assert float(two["loss_train"]) == pytest.approx(float(one["loss_train"]), rel=0.02)
-    assert train.main([*words, "--resume", "--out", str(tmp_path / "two")]) == 2
-    assert "processes 2 (now 1)" in line_of(capsys)
+    one, two = [float(rows_of(tmp_path / name)[0]["loss_train"]) for name in ("one", "two")]
+    assert one == pytest.approx(two, rel=0.02)  # other batch norms and crops, so nearly the same
+    assert "processes 2 (now 1)" in failed(capsys, words, tmp_path / "two", "--resume")
 
 
 def start_with(rank, cases, place):
@@ -1488,19 +1369,17 @@ def start_with(rank, cases, place):
             sys.stderr.write(str(train.main(words[rank])))
 
 
-def test_unequal_processes_are_told_in_one_line_each(folder, tmp_path):
-    base = ["search", *folder_words(folder), "--samples", "2", "--epochs", "2"]
-    assert train.main([*base, "--out", str(tmp_path / "run")]) == 0
-    state = state_of(tmp_path / "run")
-    torch.save(state | dict(rows=state["rows"][:1]), tmp_path / "run/last.pt")
-    shutil.copytree(folder, tmp_path / "fewer")
-    (tmp_path / "fewer/train/red/3.png").unlink()
-    more = {"seed": ["--seed", "1"], "images": ["--data", str(tmp_path / "fewer")], "epoch": []}
-    cases = {}
+def test_unequal_processes_are_told_in_one_line_each(photos, tmp_path):
+    base = [*search_of(photos), "--samples", "2", "--epochs", "2"]
+    assert start(base, tmp_path / "run") == 0
+    shorten(tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "fewer")
+    (tmp_path / "fewer/train/cat/3.jpg").unlink()
+    more = {"seed": ["--seed", "1"], "images": ["--data", str(tmp_path / "fewer")]}
+    cases = {"epoch": [[*base, "--resume", "--out", str(tmp_path / name)] for name in ("run", "0")]}
     for name, words in more.items():
         own = [[*base, "--out", str(tmp_path / f"{name}{rank}")] for rank in range(2)]
-        cases[name] = own[0], [*own[1], *words]
-    cases["epoch"] = [*base, "--resume", "--out", str(tmp_path / "run")], [*own[1], "--resume"]
+        cases[name] = own[0], own[1] + words
     torch.multiprocessing.spawn(start_with, (cases, tmp_path), 2)
     for name, rank in itertools.product(cases, range(2)):
         line, status = (tmp_path / f"{name}-{rank}").read_text().splitlines()
@@ -1508,18 +1387,17 @@ def test_unequal_processes_are_told_in_one_line_each(folder, tmp_path):
 
 
 def test_mixed_precision_and_recomputation_run(tmp_path):
-    words = [*SEARCH, "--epochs", "1", "--amp", "--recompute", "--deterministic"]
-    assert train.main([*words, "--out", str(tmp_path / "a")]) == 0
+    more = ["--amp", "--epochs", "1"]
+    assert start(SEARCH, tmp_path / "a", *more, "--recompute", "--deterministic") == 0
     torch.use_deterministic_algorithms(False)
-    assert train.main([*RETRAIN, "--amp", "--epochs", "1", "--out", str(tmp_path / "b")]) == 0
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert start(RETRAIN, tmp_path / "b", *more) == 0
 
 
 @pytest.mark.parametrize("space", ["s1", "s4", "nb201", "1shot1-3"])
-def test_every_kind_of_space_is_searched_and_retrained(space, tmp_path, monkeypatch):
-    monkeypatch.setitem(train.RETRAIN, "shapes", dict(cells=1, channels=2, epochs=1, image_size=8))
-    words = [*SEARCH, "--space", space, "--epochs", "1", "--samples", "1", "2", "--retrain"]
-    assert train.main([*words, "--out", str(tmp_path)]) == 0
+@mock.patch.dict(train.RETRAIN, shapes=TINY | dict(epochs=1))
+def test_every_kind_of_space_is_searched_and_retrained(space, tmp_path):
+    words = ["--space", space, "--epochs", "1", "--samples", "1", "2", "--retrain"]
+    assert start(SEARCH, tmp_path, *words) == 0
     assert genotypes.load(tmp_path / "genotype.json", space)
 
 
@@ -1562,14 +1440,11 @@ def test_commands_and_links_of_the_documents_are_right():
 
 @mock.patch.dict(rome.PRIMITIVES)
 @mock.patch.dict(rome.SPACES)
-def test_examples_run(tmp_path, monkeypatch, capsys):
+def test_examples_run(photos, tmp_path, monkeypatch, capsys):
     """Programs and commands of docs/examples.md, at small sizes, in the order of the page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for folder in ("train/cat", "train/dog", "test/cat", "test/dog"):
-        Path("photos", folder).mkdir(parents=True)
-        for number in range(12):
-            Image.effect_noise((40, 24), 50).save(f"photos/{folder}/{number}.jpg")
+    Path("photos").symlink_to(photos)
     small, names = "--channels 2 --cells 3 --epochs 1 --batch-size 6 --device cpu".split(), {}
     blocks = r"```(?:python\n# (\w+\.py)|sh)\n(.+?)```"
     for program, text in re.findall(blocks, PAGES["examples"], re.DOTALL):
