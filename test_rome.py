@@ -28,7 +28,6 @@ from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -147,15 +146,12 @@ def test_gates_are_0_or_1_and_have_the_gradient_of_the_softmax(k, tau):
 
 def test_a_gate_learns_from_its_own_edge_and_from_all_inputs_of_its_node():
     net = tiny("s1")
-    choice, logits = (
-        net.sample(0.7, generator())["normal"],
-        (net.alpha["normal"], net.beta["normal"]),
-    )
+    choice, options = net.sample(0.7)["normal"], dict(retain_graph=True, allow_unused=True)
     for j, node in enumerate(choice.nodes):
         for i, op in node:
             edge = EDGES.index((i, j))
             gate = choice.gates[edge]
-            alpha, beta = grad(gate, logits, retain_graph=True)
+            alpha, _, beta, _ = grad(gate, net.architecture_parameters(), **options)
             assert gate == 1 and alpha[edge, op] > 0 and beta[j, i] > 0
             assert alpha.any(1).nonzero().tolist() == [[edge]]
             assert beta.nonzero().tolist() == [[j, n] for n in range(j + 2)]
@@ -170,9 +166,7 @@ def test_v1_draws_a_pair_of_inputs():
     soft = ((beta + noise)[3] / 0.7).softmax(0)  # Eq. 4, 5
     best = pairs[soft.argmax()]
     assert B.tolist() == [float(i in best) for i in range(5)]
-    relaxed = 0
-    for p, (i, k) in zip(soft, pairs):
-        relaxed = relaxed + p * (factor[i] + factor[k])  # Eq. 6
+    relaxed = soft @ torch.stack([factor[i] + factor[k] for i, k in pairs])  # Eq. 6
     assert_close(grad((B * factor).sum(), beta), grad(relaxed, beta))
 
 
@@ -274,8 +268,7 @@ def test_sub_network_is_that_of_darts_with_a_gate_at_every_operation(space, topo
     net = tiny(space, topology, seed, imagenet=imagenet)
     images, z = batch(4, size)[0], net.sample(1.0, generator(seed))
     for kind, choice in z.items():
-        counts = [2, 3, 4, 5] if topology == "none" else [2] * 4  # Eq. 1
-        assert [len(node) for node in choice.nodes] == counts
+        assert len(choice.nodes[3]) == (5 if topology == "none" else 2)  # Eq. 1
         gate = torch.linspace(0.5, 1.5, len(choice.gates)).double()
         z[kind] = choice._replace(gates=gate.requires_grad_())
         gates.append(gate)
@@ -304,8 +297,6 @@ def test_networks_have_the_published_numbers_of_parameters():
         rome.Network(cell): 3_825_768,
         rome.Network(cell, 48, 14, 1000, auxiliary=False, imagenet=True): 4_718_752,
         rome.Supernet("darts").body: 1_930_618 + 512,  # 512: the last batch norm is ours
-        rome.Supernet("s1").body: 405_146 + 512,
-        rome.Supernet("s2").body: 665_466 + 512,
     }
     for module, count in counts.items():
         assert sum(p.numel() for p in module.parameters()) == count
@@ -340,15 +331,6 @@ def test_average_pools_do_not_see_channels_last_on_cuda():
     pool.assert_called_once_with(x.clone())
 
 
-@pytest.mark.parametrize("height", [8, 7])
-def test_a_dilated_convolution_is_torchs(height):
-    conv = rome.DepthwiseConv(3, 5, 1, 2).double()
-    x = torch.randn(2, 3, height, 6).double().requires_grad_()
-    y, expected = conv(x), F.conv2d(x, conv.weight, None, 1, 4, 2, 3)
-    assert ("Dilated" in y.grad_fn.name()) == (height == 8)  # odd sides have torch's own
-    assert_same([y], [expected], [x, conv.weight])
-
-
 def test_noise_does_not_depend_on_its_input():
     op, x = rome.PRIMITIVES["noise"](8, 2, False), torch.ones(4, 8, 6, 6, requires_grad=True)
     noise = op(x)
@@ -360,7 +342,7 @@ def test_state_is_alpha_beta_and_the_weights_and_a_pass_changes_none():
     net, images = tiny(), batch()[0]
     parts = net.architecture_parameters() + net.weights()
     assert sorted(map(id, parts)) == sorted(map(id, net.parameters()))
-    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
+    assert net.state_dict().keys() == dict(net.named_parameters()).keys()
     z = net.sample(1.0)
     logits = net(images, z)
     assert torch.equal(net.eval()(images, z), logits)  # by the batch's statistics
@@ -432,8 +414,7 @@ def test_a_step_moves_what_its_sub_networks_use_and_nothing_else(space, topology
     before = {p: p.detach().clone() for p in net.parameters()}
     found = step(net, half, samples, data, rate=1.0, decay=0.1)
     assert_close(found, (loss, total.norm()))
-    rows = total.split([p.numel() for p in own])
-    for p, expected in zip(own, rows):
+    for p, expected in zip(own, total.split([p.numel() for p in own])):
         old = before.pop(p)
         if half == "weight" and not expected.any():  # no sub-network used it
             assert p.grad is None and torch.equal(p, old)
@@ -443,36 +424,15 @@ def test_a_step_moves_what_its_sub_networks_use_and_nothing_else(space, topology
         assert torch.equal(p, old) and p.grad is None
 
 
-class Line:
-    """The least that Architect needs. The logits are z w x."""
-
-    def __init__(self):
-        self.w = torch.ones(2, requires_grad=True)
-        self.a = torch.ones(1, requires_grad=True)
-
-    def sample(self, tau, generator):
-        return tau * self.a
-
-    def __call__(self, x, z):
-        return z * self.w * x
-
-    def weights(self):
-        return [self.w]
-
-    def architecture_parameters(self):
-        return [self.a]
-
-
-def test_architect_runs_any_network_and_loss_and_clips_the_sum_of_the_weights_once():
-    x, target = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
-    data, own = (x, target), dict(loss=F.mse_loss)
-    slopes = ((x - target) * x)[0]  # of w
-    total = 5 * slopes
-    assert_close(gradient(Line(), "architecture", 5, data, clip=0.1, **own), slopes.sum()[None])
-    assert_close(gradient(Line(), "weight", 5, data, **own), total)
-    clipped = gradient(Line(), "weight", 5, data, clip=total.norm() / 10, **own)
-    assert_close(clipped, total / 10, rtol=1e-4, atol=0)
-    assert_close(step(Line(), "weight", 5, data, clip=0.1, **own)[1], total.norm())
+def test_the_sum_of_the_weights_gradients_is_clipped_once_and_a_loss_may_be_ones_own():
+    net, data = tiny("s2"), batch()
+    mean, total = [gradient(net, half, 5, data) for half in HALVES]
+    norm = total.norm()
+    assert_close(gradient(net, "weight", 5, data, clip=norm / 10), total / 10, rtol=1e-4, atol=1e-9)
+    assert_close(gradient(net, "architecture", 5, data, clip=1e-9), mean)
+    assert_close(step(net, "weight", 5, data, clip=0.1)[1], norm)
+    own = gradient(net, "weight", 5, data, loss=lambda *pair: 3 * F.cross_entropy(*pair))
+    assert_close(own, 3 * total)
 
 
 def test_what_the_user_froze_stays_frozen():
@@ -491,11 +451,10 @@ def test_what_the_user_froze_stays_frozen():
         refused(step, net, half, 2, batch())
 
 
-@pytest.mark.parametrize("space", ["darts", "s4"])
-def test_recomputed_cells_give_the_same_gradients_and_keep_less(space):
+def test_recomputed_cells_give_the_same_gradients_and_keep_less():
     results, kept, data = [], [], batch(8, 16)
     for recompute in (False, True):
-        net, saved = tiny(space, recompute=recompute), []
+        net, saved = tiny("s4", recompute=recompute), []  # its noise is drawn twice
         results.append([gradient(net, half, 2, data) for half in HALVES])
         with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
             net(data[0], net.sample(1.0, generator()))
@@ -510,15 +469,14 @@ def test_autocast_around_a_step_gives_its_gradients_and_keeps_cells_in_16_bits()
     for cell in net.body.cells:
         cell.register_forward_hook(lambda *a: types.add(a[2].dtype))
     expected = [separate_gradients(net, half, 2, *data, True)[0] for half in HALVES]
-    x, logits = torch.ones(1, classifier.in_features), []
+    x = torch.ones(1, classifier.in_features)
     with torch.autocast("cpu", torch.bfloat16):  # the passes share the weights' 16-bit copies
         found = [gradient(net, half, 2, data) for half in HALVES]
-        for _ in range(2):
-            logits.append(classifier(x))
-            step(net, "weight", 1, data, rate=1.0)
+        before = classifier(x)
+        step(net, "weight", 1, data, rate=1.0)
+        assert not torch.equal(before, classifier(x))  # a step renews the copies
     assert_close(found, expected, rtol=1e-2, atol=1e-4)
     assert types == {torch.bfloat16}
-    assert not torch.equal(*logits)  # a step renews the copies
 
 
 # --------------------------------------------------------------------------------------------------
@@ -640,13 +598,11 @@ def test_other_bad_input_is_refused_in_one_line():
     refused(net.log_prob, net.genotype())
     refused(net.cell, net.sample(1.0))
     refused(net.sample, 0)
-    for samples in (0, True, (2, 0), (2,)):
+    for samples in (0, True, (2,)):
         refused(rome.Architect, net, samples)
     refused(model.set_drop_path, 1.0)
     for shape in ((2, 1, 8, 8), (2, 3, 10, 8), (3, 8, 8)):
         refused(model, torch.zeros(shape))
-    model.body.stem0[0] = nn.Conv2d(1, 6, 3)
-    assert model(torch.zeros(2, 1, 8, 8))
     refused(tiny(imagenet=True), torch.zeros(2, 3, 48, 48), None)
 
 
@@ -695,40 +651,6 @@ def test_rome_alone_searches_silently_and_says_what_its_command_line_needs(tmp_p
 
 
 # --------------------------------------------------------------------------------------------------
-# On a GPU
-
-
-def gradients_on(device, dtype, autocast, space):
-    """Both steps' gradients and a derived network's."""
-    net, (images, labels) = tiny(space).to(device, dtype), batch()
-    model = rome.Network(net.genotype(), 2, 3, 5, False).to(device, dtype)
-    data = images.to(device, dtype), labels.to(device)
-    with torch.autocast(device, torch.bfloat16, enabled=autocast):
-        results = [gradient(net, half, 3, data) for half in HALVES]
-        logits = model(data[0])[0]
-    loss = F.cross_entropy(logits, data[1])
-    results.append(flat(grad(loss, list(model.parameters()))))
-    return [result.double().cpu() for result in results]
-
-
-PLACES = [("cuda", cells_of(4, op)) for op in rome.PRIMITIVES]
-PLACES += [("cuda", space) for space in rome.SPACES] + [("cpu", "darts")]
-
-
-@pytest.mark.parametrize("device, space", PLACES)
-def test_every_operation_and_space_is_right_on(device, space, monkeypatch):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("it needs a GPU")
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.randn(x.shape).to(x))  # of S4
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    exact = gradients_on("cpu", torch.float64, False, space)
-    for autocast, bound in ((False, 1e-3), (True, 0.7)):
-        results = gradients_on(device, torch.float32, autocast, space)
-        for found, expected in zip(results, exact):
-            assert (found - expected).norm() < bound * expected.norm()
-
-
-# --------------------------------------------------------------------------------------------------
 # genotypes.py
 
 ARCH = "|nor_conv_3x3~0|+|none~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"
@@ -770,19 +692,14 @@ def test_text_of_other_programs_is_read(tmp_path):
 
 
 CODE = "__import__('os').system('touch ran')"  # leaves a file behind if anything runs it
-SAVED = json.dumps({"schema": 1, "kind": "darts", "genotype": V2._asdict()})
 EDITS = {  # of a good text, what replaces what
-    PRINTED: {
-        "Genotype(": f"{CODE} or Genotype(", "'dil_conv_3x3'": CODE, "[2, 3, 4, 5]": "[]",
-        "dil_conv_3x3": "none", ", 1)": ", True)", ", ('dil_conv_3x3', 2)": "",
-    },
-    SAVED: {"[2,": f"[{CODE},", "1": "2"},
-    ARCH: {"none": "zero"},
-    str(ONE_SHOT): {"maxpool3x3": "concat"},
+    "Genotype(": f"{CODE} or Genotype(", "'dil_conv_3x3'": CODE, "[2, 3, 4, 5]": "[]",
+    "dil_conv_3x3": "none", ", 1)": ", True)", ", ('dil_conv_3x3', 2)": "",
 }  # fmt: skip
-HOSTILE = [text.replace(*edit) for text in EDITS for edit in EDITS[text].items()] + [
-    3, "x" * 1_000_000, "\ud800", CODE, '{"a":' * 100_000, "a" * 19_000 + "Genotype(",
-    "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")",
+HOSTILE = [PRINTED.replace(*edit) for edit in EDITS.items()] + [
+    ARCH.replace("none", "zero"), str(ONE_SHOT).replace("maxpool3x3", "concat"), 3, "\ud800", CODE,
+    '{"schema": 2}', '{"a":' * 100_000, "Genotype(" + "[" * 9_000 + "]" * 9_000 + ")",
+    "a" * 19_000 + "Genotype(", "x" * 1_000_000,
 ]  # fmt: skip
 
 
@@ -805,26 +722,22 @@ def test_errors_name_the_place_and_the_choices():
 def test_cells_outside_a_space_are_refused():
     one_shot = str(ONE_SHOT)
     cases = (PRINTED, "s2"), (PRINTED, "nb201"), (ARCH, "darts"), (one_shot, "1shot1-2")
-    for source, space in (*cases, (ARCH, "1shot1-1"), (ARCH, "moon")):
+    for source, space in (*cases, (ARCH, "moon")):
         refused(genotypes.load, source, space)
 
 
-def test_random_cells_are_all_cells_and_leave_torchs_own_generator_alone():
-    space, draws, found = cells_of(2, SKIP, "noise"), generator(), set()
+def test_random_cells_leave_torchs_own_generator_and_the_default_device_alone():
     torch.manual_seed(3)
     with torch.device("meta"):
-        for _ in range(500):
-            found.add(str(genotypes.random_cell(space, draws).normal))
-    # A pair of inputs for the first node, three for the second, two operations on four edges.
-    assert len(found) == 3 * 2**4
-    assert torch.rand(1) == torch.rand(1, generator=generator(3))
+        cells = {str(genotypes.random_cell("s2", generator(seed))) for seed in (1, 1, 2)}
+    assert len(cells) == 2 and torch.rand(1) == torch.rand(1, generator=generator(3))
 
 
 def test_pictures_show_every_op(tmp_path):
     for cell in (V2, ONE_SHOT, genotypes.random_cell("nb201")):
         genotypes.draw(cell, tmp_path / "cell.svg")
-        root = ElementTree.parse(tmp_path / "cell.svg")
-        texts = [text.text for text in root.findall("{*}text")]
+        shapes = ElementTree.parse(tmp_path / "cell.svg").findall("{*}text")
+        texts = [text.text for text in shapes]
         for op in (*rome.PRIMITIVES, *nasbench.NB201_OPS, *nasbench.ONE_SHOT_OPS):
             assert texts.count(op) == len(re.findall(rf"\W{op}['~]", str(cell)))
     refused(genotypes.draw, ARCH, tmp_path / "cell.pdf")
@@ -855,13 +768,13 @@ def failed(capsys, words, out, *more, status=2):
     return line
 
 
-def rows_of(folder):
-    with genotypes.open_text(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
-
-
 def state_of(folder):
     return torch.load(folder / "last.pt", weights_only=True)
+
+
+def rows_of(folder):
+    """The rows of metrics.csv."""
+    return state_of(folder)["rows"]
 
 
 def shorten(folder):
@@ -876,14 +789,12 @@ def log_of(folder):
 
 def assert_same_bits(one, two):
     """Two runs have the same weights, optimizers and rows, but for times and memory."""
-    found = []
-    for state in map(state_of, (one, two)):
-        for row in state["rows"]:
-            row |= dict(images_per_second=0, seconds=0, peak_mib=0)
-        found.append([state[name] for name in ("net", "network", "sgd", "adam") if name in state])
-        found.append(state["rows"])
-    assert found[1] == found[3]
-    assert_close(found[0], found[2], rtol=0, atol=0)
+    one, two = map(state_of, (one, two))
+    for name in {"net", "network", "sgd", "adam"} & one.keys():
+        assert_close(one[name], two[name], rtol=0, atol=0)
+    for row, other in zip(one["rows"], two["rows"], strict=True):
+        differences = {name for name in row if row[name] != other[name]}
+        assert differences <= {"images_per_second", "seconds", "peak_mib"}
 
 
 @pytest.fixture(scope="session")
@@ -958,14 +869,13 @@ def test_a_search_is_algorithm_1_on_two_halves(judged, tmp_path, monkeypatch):
 
     watch("architecture_step")
     watch("weight_step")
-    negative = mock.Mock(side_effect=lambda images, generator: 255 - images)
-    monkeypatch.setattr(train.images, "crop_and_flip", negative)
+    monkeypatch.setattr(train.images, "crop_and_flip", lambda images, generator: 255 - images)
     words = [*SEARCH, *"--samples 1 --batch-size 600 --epochs 3 --alpha-weight-decay 1e-3".split()]
     assert start(words, tmp_path) == 0
     names, images, taus, groups, losses, clips = zip(*calls)
     assert names == ("architecture_step", "weight_step") * 9 and set(clips) == {5}
     assert taus == (10.0,) * 6 + (5.05,) * 6 + (0.1,) * 6
-    adam, sgd = groups[0], groups[1]
+    adam, sgd, *_ = groups
     assert (adam["lr"], adam["betas"], adam["weight_decay"]) == (2e-2, (0.5, 0.999), 1e-3)
     assert (sgd["momentum"], sgd["weight_decay"], sgd["nesterov"]) == (0.9, 3e-4, False)
     rates = [0.05, 0.001 + 0.049 * 3 / 4, 0.001 + 0.049 / 4]  # half a cosine
@@ -977,7 +887,7 @@ def test_a_search_is_algorithm_1_on_two_halves(judged, tmp_path, monkeypatch):
     for first, part, name in ((1, parts[0], "loss_theta"), (0, parts[1], "loss_alpha")):
         assert_same_images(torch.cat(images[first:6:2]), augmented[part])
         sums = [len(x) * loss for x, loss in zip(images[first:6:2], losses[first:6:2])]
-        assert float(rows_of(tmp_path)[0][name]) == pytest.approx(sum(sums).item() / 1600)
+        assert rows_of(tmp_path)[0][name] == pytest.approx(sum(sums).item() / 1600)
     assert_same_images(judged[0], normalised(data.pixels, data.statistics)[parts[1]])
 
 
@@ -1011,14 +921,14 @@ def test_a_retrain_is_sgd_by_hand(judged, tmp_path, monkeypatch):
                 for p, g, v in zip(parameters, grads, velocity):
                     v.mul_(0.9).add_(scale * g + 0.01 * p)
                     p -= 0.05 * (1 + math.cos(math.pi * epoch / 2)) * v
-        assert float(row["loss_train"]) == pytest.approx(total / 3200, rel=1e-4)
-        assert float(row["accuracy_train"]) == pytest.approx(correct / 32, abs=0.2)
+        assert row["loss_train"] == pytest.approx(total / 3200, rel=1e-4)
+        assert row["accuracy_train"] == pytest.approx(correct / 32, abs=0.2)
     whole = normalised(test.pixels, data.statistics)  # of the training images
     logits = net.eval()(whole)[0]
     assert_same_images(judged[1], whole)
     loss, right = F.cross_entropy(logits, test.labels), (logits.argmax(1) == test.labels).sum()
-    assert float(rows[1]["loss_test"]) == pytest.approx(loss.item(), abs=0.01)
-    assert float(rows[1]["accuracy_test"]) == pytest.approx(right.item() / 20, abs=1)
+    assert rows[1]["loss_test"] == pytest.approx(loss.item(), abs=0.01)
+    assert rows[1]["accuracy_test"] == pytest.approx(right.item() / 20, abs=1)
 
 
 # A run and its folder
@@ -1026,18 +936,17 @@ def test_a_retrain_is_sgd_by_hand(judged, tmp_path, monkeypatch):
 
 def test_a_run_writes_what_it_promises(run):
     row, text = rows_of(run)[-1], log_of(run)
+    with genotypes.open_text(run / "metrics.csv") as file:
+        *_, written = csv.DictReader(file)
+    assert written == {name: str(value) for name, value in row.items()}
     mean = (math.log(3) + math.log(4) + math.log(5)) / 3  # the first node has no choice
-    columns = dict(entropy_alpha=math.log(7), top_alpha=1 / 7, entropy_beta=mean, top_beta=47 / 180)
-    for name, kind in itertools.product(columns, ("normal", "reduce")):
-        assert float(row[f"{name}_{kind}"]) == pytest.approx(columns[name], abs=0.02)
-    for name in ("gradient_norm", "gradient_norm_alpha", "seconds"):
-        assert float(row[name]) > 0
+    assert row["entropy_beta_normal"] == pytest.approx(mean, abs=0.01)
+    assert row["top_beta_reduce"] == pytest.approx(47 / 180, abs=0.02)
     saved = json.loads((run / "genotype.json").read_bytes())
     assert str(genotypes.load(run / "genotype.json")) == row["genotype"]
     assert saved["space"] == "darts" and len(saved["alpha"]["normal"]) == 14
     assert sum(saved["beta"]["reduce"][3]) == pytest.approx(1, abs=1e-3)
     settings = json.loads((run / "config.json").read_bytes())["settings"]
-    assert settings["samples"] == [3]
     assert settings.items() <= state_of(run)["settings"].items()
     for words in ("not a result", "alpha is near uniform", f"next: python -m tools.baseline {run}"):
         assert words in text
@@ -1050,7 +959,6 @@ def test_the_memory_of_alpha_is_that_of_adam_with_its_decay():
     p.grad = torch.full((1,), 0.5)
     adam.step()
     assert train.memory_of(adam, 10**6) == pytest.approx(0.5 / (0.01 * 1e-3), rel=0.01)
-    adam.param_groups[0]["weight_decay"] = 0
     assert train.memory_of(adam, 7) == 7
 
 
@@ -1069,7 +977,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(words, tmp_path, monkeypatc
     torch.rand(3)  # no draw outside the run changes it
     assert start(words, tmp_path / "part", "--resume") == 0
     assert_same_bits(tmp_path / "whole", tmp_path / "part")
-    assert len(rows_of(tmp_path / "part")) == 2
 
 
 @mock.patch.dict(train.RETRAIN, shapes=TINY)
@@ -1094,8 +1001,7 @@ def test_a_folder_belongs_to_one_run(run, tmp_path, capsys):
 
 def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(photos, tmp_path, capsys):
     shutil.copytree(photos / "train", tmp_path / "images/train")
-    assert start(search_of(tmp_path / "images"), tmp_path / "run", "--resume") == 0
-    assert "no checkpoint yet" in log_of(tmp_path / "run")
+    assert start(search_of(tmp_path / "images"), tmp_path / "run") == 0
     shutil.move(tmp_path / "images", tmp_path / "moved")
     words = [*search_of(tmp_path / "moved"), "--resume"]
     assert start(words, tmp_path / "run") == 0  # the same images elsewhere
@@ -1105,10 +1011,11 @@ def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(photos,
 
 @pytest.mark.parametrize("words", [SEARCH, RETRAIN])
 def test_a_nan_ends_with_status_3_and_keeps_the_checkpoint(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "learning_rate", lambda config, epoch: 1e38 if epoch > 0 else 0.01)
+    rates = {0: 0.01}
+    monkeypatch.setattr(train, "learning_rate", lambda config, epoch: rates.get(epoch, 1e38))
     assert "another --out" in failed(capsys, words, tmp_path / "a", status=3)
     assert len(state_of(tmp_path / "a")["rows"]) == 1
-    monkeypatch.setattr(train, "learning_rate", lambda config, epoch: 1e38)
+    rates.clear()
     monkeypatch.setattr(train, "end_epoch", None)
     assert start(words, tmp_path / "b") == 3  # within an epoch
 
@@ -1140,18 +1047,14 @@ BAD = [
     ("search --sapce s1", "unrecognized arguments: --sapce"),
     ("search --image-size 64", "the images of cifar10 have 32 pixels"),
     ("search --dataset shapes --image-size 18", "multiple of 4"),
-    ("search --dataset imagenet --image-size 200", "multiple of 32"),
     ("search --samples 1 2 3", "one or two numbers"),
     ("retrain --genotype DARTS_V2 --dataset shapes --image-size 8 --cutout 8", "erase a whole"),
     ("search --space nb201 --method rome-v1", "nb201 has no topology 'v1'"),
     ("search --space nb201 --recompute", "--recompute is for the spaces darts"),
-    ("search --space nb201 --dataset imagenet", "ImageNet's stem is for the spaces darts"),
     ("search --dataset folder --data nowhere", "no folder nowhere/train"),
     ("search --dataset shapes --channels 3 --device cpu", "channels 3"),
     ("retrain --dataset cifar10", "retrain needs --genotype"),
-    ("retrain --genotype NOBODY", "NOBODY"),
     ("retrain --genotype DARTS_V2 --space nb201", "not of this space"),
-    (f"retrain --genotype {ARCH} --auxiliary 1", "--auxiliary is for the spaces darts"),
     ("report", "train.py search or train.py retrain"),
 ]  # fmt: skip
 
@@ -1177,58 +1080,55 @@ ERRORS = [
 
 
 def test_an_error_names_its_cause(tmp_path, monkeypatch, capsys):
+    for error, says in ERRORS:
+        with mock.patch.object(train, "search", side_effect=error):
+            assert says in failed(capsys, SEARCH, tmp_path)
+    with mock.patch.object(train, "search", side_effect=RuntimeError), pytest.raises(RuntimeError):
+        start(SEARCH, tmp_path)  # a mistake of the program's own
     monkeypatch.setenv("WORLD_SIZE", "many")
     assert "WORLD_SIZE of the shell is 'many': unset it" in failed(capsys, SEARCH, tmp_path)
-    for error, says in ERRORS:
-        monkeypatch.setattr(train, "search", mock.Mock(side_effect=error))
-        assert says in failed(capsys, SEARCH, tmp_path)
-    monkeypatch.setattr(train, "search", mock.Mock(side_effect=RuntimeError("of the program's")))
-    with pytest.raises(RuntimeError):
-        start(SEARCH, tmp_path)
 
 
 # Settings
 
 
 def values(words, *names):
-    config = train.configure(words.split()[0], words.split()[1:])
+    stage, *flags = words.split()
+    config = train.configure(stage, flags)
     return [config[name] for name in names]
 
 
 def test_special_rows_win_over_general_ones():
-    names = "epochs", "samples", "fraction", "imagenet"
-    assert values("search --method gdas", *names) == [50, [1], 0.5, False]
-    assert values("search --dataset imagenet", *names) == [30, [3], 0.1, True]
-    assert values("search --dataset folder --image-size 128", *names) == [30, [3], 0.5, True]
-    retrain, names = "retrain --genotype GDAS_V1", ("cells", "channels", "cutout")
-    assert values(f"{retrain} --space s2", *names) == [20, 16, 16]
-    assert values(f"{retrain} --space s2 --dataset cifar100", *names) == [8, 16, 16]
-    assert values(f"{retrain} --dataset folder --image-size 20", *names) == [20, 36, 10]
+    names = "epochs", "samples", "fraction"
+    assert values("search --method gdas", *names) == [50, [1], 0.5]
+    assert values("search --dataset imagenet", *names) == [30, [3], 0.1]
+    assert values("search --dataset folder --image-size 128", *names) == [30, [3], 0.5]
+    words = "retrain --genotype GDAS_V1 --space s2 --dataset"
+    names = "cells", "channels", "cutout"
+    assert values(f"{words} cifar10", *names) == [20, 16, 16]
+    assert values(f"{words} cifar100", *names) == [8, 16, 16]
+    assert values(f"{words} folder --image-size 20", *names) == [20, 36, 10]
 
 
 def test_a_retrain_follows_the_file_of_its_genotype(tmp_path):
     path = tmp_path / "genotype.json"
     genotypes.save(V2, path, space="s2")
-    assert values(f"retrain --genotype {path}", "space", "channels") == ["s2", 16]
-    assert values(f"retrain --genotype {path}", "out") == [str(tmp_path / "retrain")]
-    assert values("retrain --genotype PDARTS", "out") == ["runs/retrain-PDARTS-cifar10-s0"]
-    assert values("search --out=~/x", "out") == [os.path.expanduser("~/x")]
+    found = values(f"retrain --genotype {path}", "space", "channels", "out")
+    assert found == ["s2", 16, str(tmp_path / "retrain")]
 
 
-@pytest.mark.parametrize("stage, epochs", [("search", 30), ("retrain", 250)])
-def test_help_shows_the_defaults_of_the_benchmark(stage, epochs, capsys):
-    assert train.main([stage, "--dataset", "imagenet", "--help"]) == train.main(["--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert f"epochs (default: {epochs})" in text and f"train.py {stage} --help" in text
+def test_help_shows_the_defaults_of_the_benchmark(capsys):
+    assert train.main(["retrain", "--dataset", "imagenet", "--help"]) == 0
+    assert "epochs (default: 250)" in " ".join(capsys.readouterr().out.split())
+    assert train.main(["--help"]) == 0 and "train.py search --help" in capsys.readouterr().out
 
 
 def test_the_linear_rate_is_that_of_the_published_code_and_ends_low():
     config = dict(lr=0.5, lr_min=0.0, epochs=250, schedule="linear", lr_warmup=5)
-    expected = {0: 0.1, 4: 0.5, 5: 0.5 * 240 / 245, 244: 0.5 / 245, 249: 0.5 / 245 / 5}
+    expected = {0: 0.1, 5: 0.5 * 240 / 245, 244: 0.5 / 245, 249: 0.5 / 245 / 5}
     for epoch, rate in expected.items():
         assert train.learning_rate(config, epoch) == pytest.approx(rate)
-    for epochs in (1, 5, 20):
-        assert epochs * train.learning_rate(config | dict(epochs=epochs), epochs - 1) < 0.6
+    assert train.learning_rate(config | dict(epochs=20), 19) < 0.6 / 20
 
 
 # Images
@@ -1245,16 +1145,15 @@ def test_crops_are_shifted_flipped_and_padded_with_zeros():
 
 def test_crops_do_not_depend_on_the_image():
     """Chi-square of each image's vertical shifts over many epochs: 8 degrees of freedom."""
-    count, epochs, table = 60, 300, torch.zeros(60, 9)
-    pixels = torch.arange(1, 33).view(1, 32, 1, 1).expand(count, 32, 32, 3).byte()  # rows 1 to 32
-    data = train.images.Images(pixels, torch.arange(count), [], [], ((0.0,) * 3, (1.0,) * 3))
-    config = dict(seed=3, batch_size=20, imagenet=False, cutout=0)
-    for epoch in range(epochs):
-        for x, y in train.stream(data, config, torch.arange(count), "retrain", epoch, True, True):
-            rows = (x[:, 1, 16, 16] * 255).round().long()  # row 17 of the image, shifted
+    pixels = torch.arange(1, 33).view(1, 32, 1, 1).expand(60, 32, 32, 3).byte()  # rows 1 to 32
+    data = train.images.Images(pixels, torch.arange(60), [], [], ((0.0,) * 3, (1 / 255,) * 3))
+    config, table = dict(seed=3, batch_size=20, imagenet=False, cutout=0), torch.zeros(60, 9)
+    for epoch in range(300):
+        for x, y in train.stream(data, config, torch.arange(60), "retrain", epoch, True, True):
+            rows = x[:, 1, 16, 16].round().long()  # row 17 of the image, shifted
             table[y, rows - 13] += 1
-    chi = (table - epochs / 9).square().sum(1) / (epochs / 9)
-    assert abs(chi.mean() - 8) < 4 * math.sqrt(16 / count) and chi.max() < 40
+    chi = (table - 300 / 9).square().sum(1) / (300 / 9)
+    assert abs(chi.mean() - 8) < 4 * math.sqrt(16 / 60) and chi.max() < 40
 
 
 def test_cutout_erases_a_square_whose_centre_is_any_pixel():
@@ -1266,12 +1165,11 @@ def test_cutout_erases_a_square_whose_centre_is_any_pixel():
 
 @pytest.mark.parametrize("fraction, size", [(0.5, 50), (0.1, 10)])
 def test_halves_are_disjoint_and_have_every_class(fraction, size):
-    labels = torch.arange(1000) % 10
+    labels = torch.arange(999) % 10
     parts = train.halves(labels, fraction, 0)
     for part in parts:
-        assert labels[part].bincount().tolist() == [size] * 10
-    assert len(torch.cat(parts).unique()) == 20 * size
-    assert len({len(part) for part in train.halves(labels[:131], 0.5, 0)}) == 1
+        assert (labels[part].bincount() - size).abs().max() <= 1
+    assert len(torch.cat(parts).unique()) == 2 * len(parts[0]) == 2 * len(parts[1])
     few = torch.tensor([0] * 45 + [1] * 4 + [2] * 41)
     assert "class b has 4 images" in refused(train.halves, few, 0.1, 0, "abc")
 
@@ -1284,37 +1182,32 @@ def test_batches_hold_every_image_once_and_never_one_alone():
 
 
 def test_statistics_are_those_of_the_pixels():
-    pixels = torch.randint(256, (250, 4, 4, 3), generator=generator(), dtype=torch.uint8)
-    found = train.images.statistics_of(train.images.Images(pixels, None, []), {})
+    pixels = torch.randint(256, (250, 4, 4, 3), dtype=torch.uint8)
+    found = torch.tensor(train.images.statistics_of(train.images.Images(pixels, None, []), {}))
     values = pixels.view(-1, 3).double() / 255
     expected = torch.stack([values.mean(0), values.std(0, correction=0)])
-    assert_close(torch.tensor(found), expected.float())
+    assert_close(found, expected.float())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
 def test_data_of_torchvision_becomes_pixels_and_labels(name, monkeypatch):
-    pixels = np.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).astype("uint8")
-    rows = pixels.transpose(0, 2, 3, 1)
-    made = mock.Mock(data=rows, targets=[3, 1], classes=["a", "b"])
-    if name == "svhn":
-        made = mock.Mock(data=pixels, labels=np.array([3, 1]))
-    monkeypatch.setattr(torchvision.datasets, name.upper(), lambda root, split, download: made)
-    data = train.load_data(dict(dataset=name, data="data", image_size=32), "train")
-    assert torch.equal(data.pixels, torch.tensor(rows)) and data.labels.tolist() == [3, 1]
+    rows, labels = torch.rand(2, 32, 32, 3).numpy(), [3, 1]
+    data = rows.transpose(0, 3, 1, 2) if name == "svhn" else rows
+    made = mock.Mock(data=data, targets=labels, labels=labels, classes="ab")
+    monkeypatch.setattr(torchvision.datasets, name.upper(), mock.Mock(return_value=made))
+    images = train.load_data(dict(dataset=name, data="", image_size=32), "train")
+    assert torch.equal(images.pixels, torch.tensor(rows)) and images.labels.tolist() == labels
 
 
-ARCHIVES = [("cifar10", "cifar-10-python.tar.gz"), ("svhn", "train_32x32.mat")]
-
-
-@pytest.mark.parametrize("name, archive", ARCHIVES)
-def test_an_archive_that_is_absent_or_broken_is_named(name, archive, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_an_archive_that_is_absent_or_broken_is_named(name, tmp_path, monkeypatch):
     (tmp_path / "other").touch()
     monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=OSError("no network")))
     config = dict(dataset=name, data=str(tmp_path), image_size=32)
-    for state in ("is not there", "is incomplete or broken"):
-        text = refused(train.load_data, config, "train")
-        assert re.search(f"{archive} {state}, .*no network.*; put http.* there", text)
-        (tmp_path / archive).write_bytes(b"half of it")
+    text = refused(train.load_data, config, "train")
+    path = re.search(r"(\S+) is not there, .*no network.*; put http\S+ there", text)[1]
+    Path(path).write_bytes(b"half of it")
+    assert f"{path} is incomplete or broken" in refused(train.load_data, config, "train")
 
 
 def test_the_number_of_workers_changes_nothing(photos, tmp_path):
@@ -1334,18 +1227,19 @@ def torchrun(words, out, *more):
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
 
 
-def test_processes_share_a_search_and_change_nothing(run, tmp_path):
+def test_processes_share_a_search_and_change_nothing(run, tmp_path, capsys):
     done = torchrun(SEARCH, tmp_path / "run", "--retrain")
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "run/retrain")) == 5  # by the row of shapes
     for one, two in zip(rows_of(run), rows_of(tmp_path / "run")):
         assert one["genotype"] == two["genotype"]
         for name in ("loss_alpha", "loss_theta", "gradient_norm", "supernet_loss"):
-            assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-3)
+            assert one[name] == pytest.approx(two[name], rel=1e-3)
     shorten(tmp_path / "run")
     assert start(SEARCH, tmp_path / "run", "--resume") == 0  # by one process
-    alone = torchrun(SEARCH, tmp_path / "b", "--samples", "1")
-    assert alone.returncode and "2 processes share K = 1 sub-networks" in alone.stderr
+    with mock.patch.object(rome, "rank_and_world", return_value=(0, 2)):
+        line = failed(capsys, SEARCH, tmp_path, "--samples", "1")
+    assert "2 processes share K = 1 sub-networks" in line
 
 
 def test_processes_share_the_batches_of_a_retrain(tmp_path, capsys):
@@ -1353,7 +1247,7 @@ def test_processes_share_the_batches_of_a_retrain(tmp_path, capsys):
     assert start(words, tmp_path / "one") == 0
     done = torchrun(words, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    one, two = [float(rows_of(tmp_path / name)[0]["loss_train"]) for name in ("one", "two")]
+    one, two = [rows_of(tmp_path / name)[0]["loss_train"] for name in ("one", "two")]
     assert one == pytest.approx(two, rel=0.02)  # other batch norms and crops, so nearly the same
     assert "processes 2 (now 1)" in failed(capsys, words, tmp_path / "two", "--resume")
 
@@ -1371,15 +1265,15 @@ def start_with(rank, cases, place):
 
 def test_unequal_processes_are_told_in_one_line_each(photos, tmp_path):
     base = [*search_of(photos), "--samples", "2", "--epochs", "2"]
-    assert start(base, tmp_path / "run") == 0
-    shorten(tmp_path / "run")
+    assert start(base, tmp_path / "epoch") == 0
+    shorten(tmp_path / "epoch")
     shutil.copytree(photos, tmp_path / "fewer")
     (tmp_path / "fewer/train/cat/3.jpg").unlink()
-    more = {"seed": ["--seed", "1"], "images": ["--data", str(tmp_path / "fewer")]}
-    cases = {"epoch": [[*base, "--resume", "--out", str(tmp_path / name)] for name in ("run", "0")]}
-    for name, words in more.items():
-        own = [[*base, "--out", str(tmp_path / f"{name}{rank}")] for rank in range(2)]
-        cases[name] = own[0], own[1] + words
+    more = dict(epoch=[], seed=["--seed", "1"], images=["--data", str(tmp_path / "fewer")])
+    cases = {}
+    for name, own in more.items():
+        words = [*base, "--resume", "--out", str(tmp_path / name)]
+        cases[name] = words, [*words, *own, "--out", str(tmp_path / f"{name} of 1")]
     torch.multiprocessing.spawn(start_with, (cases, tmp_path), 2)
     for name, rank in itertools.product(cases, range(2)):
         line, status = (tmp_path / f"{name}-{rank}").read_text().splitlines()
@@ -1389,8 +1283,8 @@ def test_unequal_processes_are_told_in_one_line_each(photos, tmp_path):
 def test_mixed_precision_and_recomputation_run(tmp_path):
     more = ["--amp", "--epochs", "1"]
     assert start(SEARCH, tmp_path / "a", *more, "--recompute", "--deterministic") == 0
-    torch.use_deterministic_algorithms(False)
     assert start(RETRAIN, tmp_path / "b", *more) == 0
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("space", ["s1", "s4", "nb201", "1shot1-3"])
@@ -1431,16 +1325,16 @@ def test_commands_and_links_of_the_documents_are_right():
     readme = PAGES["README"].replace("runs/mine/genotype.json", "GDAS_V1")
     for program, *words in commands(readme):
         if program == "rome.py":
-            assert train.configure("search", words)
+            train.configure("search", words)
         if program == "train.py":
-            assert train.configure(words[0], words[1:])
+            train.configure(words[0], words[1:])
     for row in re.findall(r"^\| Tables? .+?\| `(.+?)` \|", PAGES["examples"], re.MULTILINE):
-        assert train.configure("search", row.split())
+        train.configure("search", row.split())
 
 
 @mock.patch.dict(rome.PRIMITIVES)
 @mock.patch.dict(rome.SPACES)
-def test_examples_run(photos, tmp_path, monkeypatch, capsys):
+def test_examples_run(photos, tmp_path, monkeypatch):
     """Programs and commands of docs/examples.md, at small sizes, in the order of the page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -1459,8 +1353,3 @@ def test_examples_run(photos, tmp_path, monkeypatch, capsys):
                 assert importlib.import_module(words[0]).main(words[1:]) == 0
     assert names["loss"] < math.log(2) / 2  # of loop.py
     assert names["found"][-1] < names["found"][0]  # of tasks.py
-    printed = capsys.readouterr().out
-    assert len(re.findall(r"photos/test/\S+ +(?:cat|dog) ", printed)) == 4
-    images = torch.randn(5, 3, 32, 32)
-    exported, _ = names["program"].module()(images)
-    assert_close(exported, names["network"](images)[0], atol=1e-5, rtol=1e-5)

@@ -17,10 +17,9 @@ def test_the_page_has_the_numbers_of_the_csv_files():
 
 def test_seeds_and_epochs_are_averaged():
     assert study.show(["1", "2", "6"], 1) == "3.0 ± 2.6"
-    epochs = (10, 2, 9), (40, 4, 3), (20, 9, 4)
-    rows = [dict(zip(("percentile", "free", "edges"), map(str, epoch))) for epoch in epochs]
+    rows = [dict(percentile=p, free=free) for p, free in ((10, 2), (40, 4), (20, 9))]
     found = study.means(rows, "free")
-    assert [float(found[name]) for name in ("mean_free", "swing", "edges")] == [5, 25, 3.5]
+    assert (found["mean_free"], found["swing"]) == ("5.0", "25.0")
 
 
 def test_edges_differ_in_operation_or_input_and_not_in_order():
@@ -53,4 +52,3 @@ def test_the_surrogate_reads_cells_as_published():
     judge = study.judge_of("darts", str(SURROGATE))
     cells = [study.genotypes.load("DARTS_V2"), study.all_of("sep_conv_5x5")]
     assert judge.score(cells) == pytest.approx([92.910, 93.358], abs=2e-3)
-    assert study.spearman(judge.others, judge.true) == pytest.approx(0.404, abs=5e-4)

@@ -21,25 +21,6 @@ def tiny(space, seed=0):
     return net
 
 
-def op(name, x, modules):
-    """An operation of either benchmark, with its weight among the modules."""
-    if "avg" in name:
-        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-    if "pool" in name:
-        return F.max_pool2d(x, 3, 1, 1)
-    if "skip" in name:
-        return x
-    if "nor" in name:
-        return conv(F.relu(x), modules[name])
-    return F.relu(conv(x, modules[name]))
-
-
-def conv(x, module):
-    [weight] = module.parameters()
-    x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-    return F.batch_norm(x, None, None, training=True)
-
-
 def gates(logits):
     """1, with the gradient of the softmax: Eq. 3 and 7 without noise."""
     soft = F.softmax(logits / 0.7, 0)
@@ -52,22 +33,24 @@ def nb201_cell(cell, x, choice, A, B):
         total = 0
         for i in inputs:
             edge = j * (j + 1) // 2 + i
-            y = op(choice.ops[edge], states[i], cell.edges[edge])
-            total = total + A[edge] * B[j][i] * y
+            name, state = choice.ops[edge], states[i]
+            if "conv" in name:
+                state = F.relu(state)
+            total = total + A[edge] * B[j][i] * cell.edges[edge][name](state)
         states.append(total)
     return total
 
 
 def one_shot_cell(cell, x, choice, A, B):
-    states, last = [x], len(choice.ops)
+    states = [x]
     for j, inputs in enumerate(choice.inputs):
-        states[0] = F.relu(conv(x, cell.project[j]))
+        states[0] = cell.project[j](x)
         read = {i: B[j][i] * states[i] for i in inputs}
-        if j < last:
-            y = op(choice.ops[j], sum(read.values()), cell.ops[j])
+        if j < len(choice.ops):
+            y = cell.ops[j][choice.ops[j]](sum(read.values()))
             states.append(A[j] * y)
-    parts = [read.get(i, torch.zeros_like(y)) for i in range(1, last + 1)]
-    return torch.cat(parts, 1) + read.get(0, 0)
+    parts = [read.get(i, torch.zeros_like(state)) for i, state in enumerate(states)]
+    return torch.cat(parts[1:], 1) + read.get(0, 0)
 
 
 @pytest.mark.parametrize("space, seed", [*itertools.product(nasbench.SPACES, range(4))])
