@@ -603,6 +603,8 @@ def test_other_bad_input_is_refused_in_one_line():
     refused(model.set_drop_path, 1.0)
     for shape in ((2, 1, 8, 8), (2, 3, 10, 8), (3, 8, 8)):
         refused(model, torch.zeros(shape))
+    model.body.stem0[0] = nn.Conv2d(1, 6, 3)
+    assert model(torch.zeros(2, 1, 8, 8))
     refused(tiny(imagenet=True), torch.zeros(2, 3, 48, 48), None)
 
 
@@ -716,7 +718,6 @@ def test_errors_name_the_place_and_the_choices():
     text = refused(genotypes.load, PRINTED.replace("dil_conv_3x3", "dil_conv_7x7"))
     assert "normal, x_5: unknown 'dil_conv_7x7'" in text and "dil_conv_5x5" in text
     assert "DARTS_V1" in refused(genotypes.load, "darts_v2")
-    assert genotypes.RULE in refused(genotypes.load, 2 * PRINTED)
 
 
 def test_cells_outside_a_space_are_refused():
@@ -1120,7 +1121,6 @@ def test_a_retrain_follows_the_file_of_its_genotype(tmp_path):
 def test_help_shows_the_defaults_of_the_benchmark(capsys):
     assert train.main(["retrain", "--dataset", "imagenet", "--help"]) == 0
     assert "epochs (default: 250)" in " ".join(capsys.readouterr().out.split())
-    assert train.main(["--help"]) == 0 and "train.py search --help" in capsys.readouterr().out
 
 
 def test_the_linear_rate_is_that_of_the_published_code_and_ends_low():
