@@ -43,7 +43,7 @@ def compare(run, cells):
     better = sum(found > accuracy for accuracy in random)
     train.log(
         config | dict(out=str(run)),
-        f"test accuracy in %, all retrained in the same way:\n\n{common.tabulate(table)}\n\n"
+        f"test accuracy in % (all cells retrained alike):\n\n{common.tabulate(table)}\n\n"
         f"The found cell is better than {better} of {cells} random cells, which have "
         f"{min(random):.2f}%\nto {max(random):.2f}%.",
     )
