@@ -69,10 +69,9 @@ def gumbel_top_k(logits: Tensor, k: int, tau: float, noise: Tensor) -> Tensor:
     if not tau > 0:
         raise ValueError(f"tau is {tau}; it must be above 0")
     scores = log_softmax(logits) + noise  # the brackets of Eq. 2, 3, 5 and 7
-    top = scores.detach().topk(k, -1)  # the largest scores have the largest softmax, too
-    # The largest score is subtracted, so that a small tau does not overflow.
-    relaxed = F.softmax((scores - top.values[..., :1]) / tau, -1)  # Eq. 3, 7
-    hard = torch.zeros_like(relaxed).scatter(-1, top.indices, 1.0)  # Eq. 2, 5, 8
+    relaxed = F.softmax(scores / tau, -1)  # Eq. 3, 7
+    top = scores.topk(k, -1).indices  # the largest scores have the largest softmax, too
+    hard = torch.zeros_like(relaxed).scatter(-1, top, 1.0)  # Eq. 2, 5, 8
     return hard + (relaxed - relaxed.detach())  # the bracket is exactly 0
 
 
@@ -89,7 +88,9 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 class Architect:
-    """The two steps of Algorithm 1. Each runs K sub-networks, one after the other, on one batch.
+    """The two steps of Algorithm 1, which take turns at Eq. 10, first order.
+
+    Each runs K sub-networks, one after the other, on one batch.
 
     net: a Supernet, or any module with sample(tau, generator), forward(images, z), weights() and
     architecture_parameters(); not wrapped in DDP. samples: K, or (K of the architecture step, K of
@@ -115,7 +116,7 @@ class Architect:
 
         images: (N, 3, H, W), labels: (N,). Returns the mean loss, 0-dim.
         """
-        parameters = trained(self.net.architecture_parameters(), "alpha and beta")
+        parameters = clear_gradients(self.net.architecture_parameters(), "alpha and beta")
         for p in parameters:
             p.grad = torch.zeros_like(p)  # not None: Adam moves all of alpha and beta every step
         losses = images.new_zeros(self.samples[0])
@@ -132,7 +133,7 @@ class Architect:
         An operation that no sub-network ran keeps the gradient None: neither momentum nor decay
         moves its weights. Returns the mean loss, 0-dim.
         """
-        parameters = trained(self.net.weights(), "the weights")
+        parameters = clear_gradients(self.net.weights(), "the weights")
         losses = images.new_zeros(self.samples[1])
         with torch.no_grad():  # alpha and beta get no gradient
             drawn = self._draw(self.samples[1], tau, images.device)
@@ -144,7 +145,7 @@ class Architect:
 
     def _draw(self, count, tau, device):
         """(k, z_k) of the sub-networks that this process runs, all drawn before the first runs."""
-        if self.generator is None:  # not torch's own, from which S4's noise draws in each process
+        if self.generator is None:  # one for z alone: S4's noise draws from torch's own
             self.generator = shared_generator(device)
         drawn = [self.net.sample(tau, self.generator) for _ in range(count)]
         rank, processes = rank_and_world()
@@ -158,8 +159,8 @@ class Architect:
         return losses.mean()
 
 
-def trained(parameters, what):
-    """Those that the user did not freeze, after all gradients are cleared. ValueError for none."""
+def clear_gradients(parameters, what):
+    """Sets every gradient to None. Returns those that are not frozen; ValueError for none."""
     for p in parameters:
         p.grad = None
     found = [p for p in parameters if p.requires_grad]
@@ -223,10 +224,10 @@ class Supernet(nn.Module):
         )  # fmt: skip
         self.alpha, self.beta = nn.ParameterDict(), nn.ParameterDict()
         for kind, edges in self.table.items():
-            self.alpha[kind] = 1e-3 * torch.randn(len(edges), len(edges[0]))
+            self.alpha[kind] = nn.Parameter(1e-3 * torch.randn(len(edges), len(edges[0])))
             if columns[topology] > 0:
-                self.beta[kind] = 1e-3 * torch.randn(count, columns[topology])
-        if topology == "v1":  # kept in the state: beta of two nodes has the same shape in v2
+                self.beta[kind] = nn.Parameter(1e-3 * torch.randn(count, columns[topology]))
+        if topology == "v1":  # persistent, so that no v2 loads this state: beta can have one shape
             holds = F.one_hot(torch.tensor(self.pairs, device="cpu")).sum(1)
             self.register_buffer("holds", holds)  # (pairs, inputs): 1 where a pair has the input
         all_inputs = torch.ones(count, count + 1, dtype=torch.bool, device="cpu")
@@ -261,8 +262,9 @@ class Supernet(nn.Module):
             for j, row in enumerate(B.tolist()):
                 inputs = [i for i, kept in enumerate(row) if kept]
                 nodes.append([(i, index[first_edge(j) + i].item()) for i in inputs])
-            kept = B.masked_select(self.is_edge)  # (edges,): row by row, as edges are ordered
-            gates = A.gather(-1, index)[:, 0] * kept  # (edges,)
+            B = B.masked_select(self.is_edge)  # (edges,): row by row, as edges are ordered
+            gates = A.gather(-1, index)[:, 0] * B  # (edges,)
+            # A step of the weights needs no gates: there they are 1, without a gradient.
             z[kind] = Choice(nodes, gates.to(alpha.device) if gates.requires_grad else None)
         return z
 
@@ -292,10 +294,10 @@ class Supernet(nn.Module):
         for kind, alpha in self.alpha.items():
             best, z[kind] = alpha.argmax(-1).tolist(), Choice([])
             for j in range(self.node_count):
-                edges = [(i, best[first_edge(j) + i]) for i in range(j + 2)]
-                nodes = itertools.combinations(edges, 2)
-                node = max(nodes, key=lambda node: self.log_p_of_node(kind, j, node))  # Eq. 9
-                z[kind].nodes.append(list(node))
+                candidates = [(i, best[first_edge(j) + i]) for i in range(j + 2)]
+                pairs = itertools.combinations(candidates, 2)
+                pair = max(pairs, key=lambda pair: self.log_p_of_node(kind, j, pair))  # Eq. 9
+                z[kind].nodes.append(list(pair))
         return self.cell(z)
 
     def log_prob(self, genotype) -> Tensor:
@@ -581,7 +583,8 @@ def by_parity(x):
 
 
 def every_second(x, start=0):
-    """x[:, :, start::2, start::2], with a channels-last gradient (else a CPU takes 1.11 times)."""
+    """x[:, :, start::2, start::2], whose gradient is channels-last (else operations with stride 2
+    take 1.5 to 2 times as long on a CPU)."""
     return x.permute(0, 2, 3, 1)[:, start::2, start::2].permute(0, 3, 1, 2)
 
 
@@ -636,8 +639,8 @@ class Cell(nn.Module):
             self.edges.append(nn.ModuleList(ops))
 
     def forward(self, s0, s1, choice, drop_path):
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        relu, gates = rectifier(states), [None] * len(self.edges)
+        states, rectified = [self.preprocess0(s0), self.preprocess1(s1)], {}
+        gates = [None] * len(self.edges)
         if choice.gates is not None:
             gates = choice.gates[:, None].repeat(1, self.channels).unbind()  # per edge (C,) copies
         for j, node in enumerate(choice.nodes):  # it becomes states[j + 2]
@@ -645,22 +648,12 @@ class Cell(nn.Module):
             for i, index in node:
                 edge = first_edge(j) + i
                 op = self.edges[edge][index]
-                x = relu(i) if op.rectified else states[i]
+                if op.rectified and i not in rectified:  # computed once for all that read it
+                    rectified[i] = F.relu(states[i])
+                x = rectified[i] if op.rectified else states[i]
                 terms.append(op(x, gates[edge], drop_path))  # A_ij B_ij o_ij(x_i)
             states.append(sum(terms[1:], terms[0]))  # sum(terms) would first add 0
         return concatenate([states[i] for i in self.concat])
-
-
-def rectifier(states):
-    """A function i -> relu(x_i), computed when it is first called. `states` may grow meanwhile."""
-    rectified = {}
-
-    def relu(i):
-        if i not in rectified:
-            rectified[i] = F.relu(states[i])
-        return rectified[i]
-
-    return relu
 
 
 def make_op(name, c, stride, derived):
@@ -671,8 +664,8 @@ def make_op(name, c, stride, derived):
 
 
 def concatenate(states):
-    """torch.cat over channels, with dense gradients in place of slices (with which a CPU takes 1.2
-    to 1.3 times as long)."""
+    """torch.cat over channels, with dense gradients in place of slices (with which a pass takes 1.2
+    times as long on a CPU)."""
     for x in states:
         if x.requires_grad and not torch.compiler.is_compiling():
             x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
@@ -694,9 +687,10 @@ def check_images(images, stem, multiple):
     channels, sides = convs[0].in_channels if convs else 3, images.shape[2:]
     good = images.dim() == 4 and images.shape[1] == channels
     if not good or any(side < 1 or side % multiple for side in sides):
+        text = "; x.expand(-1, 3, -1, -1) makes gray ones such" if channels == 3 else ""
         raise ValueError(
             f"expected images (N, {channels}, H, W) whose sides are multiples of {multiple}, "
-            f"not {tuple(images.shape)}; gray ones become such by x.expand(-1, {channels}, -1, -1)"
+            f"not {tuple(images.shape)}{text}"
         )
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -716,7 +710,7 @@ class Body(nn.Module):
                 "and channels even"
             )
         self.recompute, self.multiple = recompute, 32 if imagenet else 4  # of the images' sides
-        c = channels if derived and imagenet else 3 * channels  # of the stem
+        c = channels if derived and imagenet else 3 * channels  # of the stem, as in DARTS
         self.stem1 = None
         if imagenet:
             half = [*conv3x3(3, c // 2, 2, derived), nn.ReLU(inplace=True)]
@@ -726,17 +720,20 @@ class Body(nn.Module):
             self.stem0 = nn.Sequential(*conv3x3(3, c, 1, derived))
         self.cells, self.kinds = nn.ModuleList(), []
         self.auxiliary, self.auxiliary_at = None, 2 * cells // 3
-        c_prev_prev, c_prev, reduction_prev = c, c, imagenet
+        c_prev_prev, c_prev, reduction_prev = c, c, imagenet  # stem1 halves like a reduction
         for index in range(cells):
             reduction = index in (cells // 3, 2 * cells // 3)
             kind = "reduce" if reduction else "normal"
             channels *= 2 if reduction else 1
-            kept = concat[kind] if concat else range(2, 2 + nodes_in(table[kind]))
-            widths = c_prev_prev, c_prev, channels
-            cell = Cell(table[kind], kept, *widths, derived, reduction, reduction_prev)
+            output_nodes = concat[kind] if concat else range(2, 2 + nodes_in(table[kind]))
+            cell = Cell(
+                table[kind], output_nodes, c_prev_prev, c_prev, channels, derived, reduction,
+                reduction_prev,
+            )  # fmt: skip
             self.cells.append(cell)
             self.kinds.append(kind)
-            c_prev_prev, c_prev, reduction_prev = c_prev, channels * len(kept), reduction
+            c_prev_prev, c_prev = c_prev, channels * len(output_nodes)
+            reduction_prev = reduction
             if auxiliary and index == self.auxiliary_at:
                 self.auxiliary = AuxiliaryHead(c_prev, classes, imagenet)
         # The supernet ends like GDAS's code, not like DARTS's: the scale of the last cell's output
@@ -760,7 +757,7 @@ class Body(nn.Module):
         s1 = s0 if self.stem1 is None else F.relu_(self.run(self.stem1, s0))
         for index, (cell, kind) in enumerate(zip(self.cells, self.kinds)):
             output = self.run(cell, s0, s1, z[kind], drop_path)
-            if index + 1 < len(self.cells):  # the classifier reads the last output as it is
+            if index + 1 < len(self.cells):  # no cell reads the last output
                 output = F.relu_(output)
             s0, s1 = s1, output
             if index == self.auxiliary_at and self.auxiliary is not None and self.training:
@@ -777,7 +774,7 @@ class AuxiliaryHead(nn.Module):
         self.side, self.stride = (7, 2) if imagenet else (8, 3)
         layers = [nn.Conv2d(c, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()]
         layers += [nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()]
-        if imagenet:  # as published
+        if imagenet:  # as published, without the second norm
             layers[4] = nn.Identity()
         self.layers, self.classifier = nn.Sequential(*layers), nn.Linear(768, classes)
 
@@ -810,7 +807,7 @@ class Network(nn.Module):
         table, self.z = {}, {}
         for kind in ("normal", "reduce"):
             nodes = nodes_of(getattr(genotype, kind))
-            table[kind] = []
+            table[kind] = []  # kept edges have one operation, others none
             for j, node in enumerate(nodes):
                 table[kind] += [[node[i]] if i in node else [] for i in range(j + 2)]
             self.z[kind] = Choice([[(i, 0) for i in sorted(node)] for node in nodes])

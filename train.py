@@ -37,13 +37,13 @@ from extra.images import barrier, fingerprint, halves, load_data, seed_of, shuff
 
 # --------------------------------------------------------------------------------------------------
 # 1. Settings. Of SEARCH or RETRAIN the rows apply that `settings_of` lists. A row has what differs
-# from "default". A flag changes what has one.
+# from "default". Most settings have a flag, which wins over the rows.
 
 COMMON = dict(
     space="darts", dataset="cifar10", data="data", seed=0, device="auto", amp=False,
     deterministic=False, workers=2, resume=False,
 )  # fmt: skip
-SWITCHES = dict(
+OWN = dict(
     search=dict(method="rome-v2", recompute=False, retrain=False), retrain=dict(compile=False)
 )
 SEARCH = {
@@ -120,7 +120,8 @@ def settings_of(table: dict, space: str, dataset: str, imagenet: bool = False) -
 
 def search(config: dict):
     """Algorithm 1 over the epochs of a configuration. Returns the genotype, argmax p(z)."""
-    device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
+    device = set_up(config)  # it joins the processes of torchrun, too
+    epochs, seed = config["epochs"], functools.partial(seed_of, config)
     samples = config["samples"][0], config["samples"][-1]  # K of alpha, K of the weights
     rank, processes = rome.rank_and_world()
     if processes > max(samples):
@@ -151,8 +152,10 @@ def search(config: dict):
         draws = torch.Generator()
         architect = rome.Architect(net, samples, config["clip"], draws)
         sgd = make_sgd(net.weights(), config)
-        alpha, decay = net.architecture_parameters(), config["alpha_weight_decay"]
-        adam = torch.optim.Adam(alpha, config["alpha_lr"], (0.5, 0.999), weight_decay=decay)
+        decay = config["alpha_weight_decay"]
+        adam = torch.optim.Adam(
+            net.architecture_parameters(), config["alpha_lr"], (0.5, 0.999), weight_decay=decay
+        )
         log(
             config,
             f"search of {config['space']} on {config['dataset']} by {config['method']}: "
@@ -179,7 +182,8 @@ def search(config: dict):
             torch.manual_seed(seed(f"operations {rank}", epoch))
             D_s = stream(train, config, architecture_half, "architecture", epoch, augment=True)
             D_t = stream(train, config, weight_half, "weights", epoch, augment=True)
-            losses, norms = torch.zeros(2, 2, device=device)  # sums: of alpha's steps, the weights'
+            # Sums: of the steps of alpha and beta, and of those of the weights.
+            losses, norms = torch.zeros(2, device=device), torch.zeros(2, device=device)
             for (x_s, y_s), (x_t, y_t) in zip(D_s, D_t):
                 # Algorithm 1: alpha and beta on D_s first, then the weights on D_t.
                 with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
@@ -297,10 +301,13 @@ def memory_of(adam, done):
 
 def retrain(config: dict) -> float:
     """Trains the network of a genotype from scratch. Returns its last test accuracy in percent."""
-    device, epochs, seed = set_up(config), config["epochs"], functools.partial(seed_of, config)
-    genotype, (rank, processes) = genotypes.load(config["genotype"]), rome.rank_and_world()
+    device = set_up(config)  # it joins the processes of torchrun, too
+    epochs, seed = config["epochs"], functools.partial(seed_of, config)
+    genotype = genotypes.load(config["genotype"])
+    rank, processes = rome.rank_and_world()
     check_shares(config, processes)
-    config = config | dict(processes=processes)  # each has batch norms of its own
+    # A resumed run needs as many, because each has batch norms of its own.
+    config = config | dict(processes=processes)
     with claimed(config):
         tell = functools.partial(log, config)
         train = load_data(config, "train", device, tell)
@@ -337,7 +344,7 @@ def retrain(config: dict) -> float:
             start, lr = time.perf_counter(), learning_rate(config, epoch)
             drop_path = config["drop_path"] * epoch / epochs
             sgd.param_groups[0]["lr"] = lr
-            if drop_path:
+            if drop_path:  # the networks of extra/nasbench.py have none
                 network.set_drop_path(drop_path)
             torch.manual_seed(seed(f"drop path {rank}", epoch))
             sums, seen = torch.zeros(3, device=device), 0
@@ -502,13 +509,13 @@ def check_finite(numbers):
 # 5. The folder of a run
 
 # Settings that change no result: a resumed run may have others.
-FREE = {"out", "data", "device", "workers", "resume", "retrain"}
+MAY_DIFFER = {"out", "data", "device", "workers", "resume", "retrain"}
 
 
 @contextmanager
 def claimed(config):
     """Inside, the run's folder is its own. ValueError for a folder whose run is not resumed."""
-    compare_processes(**{name: config[name] for name in config.keys() - FREE})
+    compare_processes(**{name: config[name] for name in config.keys() - MAY_DIFFER})
     folder, first = Path(config["out"]), is_first()
     used = (folder / "config.json").exists() or (folder / "last.pt").exists()
     if used and not config["resume"]:
@@ -570,7 +577,7 @@ def restore(config, parts):
     path, rows, threads = Path(config["out"], "last.pt"), [], torch.get_num_threads()
     if path.exists():
         state = load_checkpoint(path, config["stage"])
-        for name in sorted(config.keys() - FREE):
+        for name in sorted(config.keys() - MAY_DIFFER):
             old, new = state["settings"].get(name), config[name]
             if old != new:
                 text = f"{name} {old!s:.40} (now {new!s:.40}); use the same, or another --out"
@@ -646,7 +653,7 @@ def say(text, end="\n", error=False):
 
 
 def is_terminal():
-    return getattr(sys.stdout, "isatty", bool)()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def watcher(config, device, steps):
@@ -745,7 +752,7 @@ def configure(stage: str, words: list[str]) -> dict:
     parser = make_parser(stage)
     given = vars(parser.parse_args(words))
     wants_help = given.pop("help", False)
-    config = COMMON | SWITCHES[stage] | given | dict(stage=stage)
+    config = COMMON | OWN[stage] | given | dict(stage=stage)
     dataset, size = config["dataset"], given.get("image_size", 0)
     # ImageNet's stem, crops and reading of files; a folder of large images has them, too.
     config["imagenet"] = dataset == "imagenet" or (dataset == "folder" and size >= 128)
@@ -756,7 +763,7 @@ def configure(stage: str, words: list[str]) -> dict:
     if stage == "search":
         row["out"] = "runs/{space}-{dataset}-{method}-s{seed}".format(**config)
         row["samples"] = [1] if config["method"] == "gdas" else row["samples"]
-    config = row | config  # the flags win
+    config = row | config  # what is given wins
     if "cutout" not in given:
         config["cutout"] = min(config["cutout"], config["image_size"] // 2)
     if wants_help:

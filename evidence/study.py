@@ -221,7 +221,7 @@ def check(folder: Path, settings: dict) -> None:
     if arm not in ARMS:
         raise ValueError(f"{folder}: there is no arm {arm}; a run's folder is called ARM-sSEED")
     wanted = train.configure("search", words_of(arm, 0, "", ""))
-    names = wanted.keys() & settings.keys() - train.FREE - {"seed"}
+    names = wanted.keys() & settings.keys() - train.MAY_DIFFER - {"seed"}
     wrong = [name for name in sorted(names) if settings[name] != wanted[name]]
     if wrong:
         raise ValueError(f"{folder} is no run of {arm}: it has another {', '.join(wrong)}")

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from rome import (
     AvgPool,
@@ -38,7 +39,6 @@ from rome import (
     gumbel_noise,
     gumbel_top_k,
     log_softmax,
-    rectifier,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -157,15 +157,16 @@ class NB201Cell(nn.Module):
         self.edges, self.channels = make_ops(NB201_OPS, rows, c, derived), c
 
     def forward(self, x, choice):
-        states, gates = [x], choice.edge_gates
-        relu = rectifier(states)
+        states, rectified, gates = [x], {}, choice.edge_gates
         for j, inputs in enumerate(choice.inputs):
             terms = []
             for i in inputs:
                 edge = first_edge(j) + i
                 op = self.edges[edge][choice.ops[edge]]
                 gate = None if gates is None else gates[edge].repeat(self.channels)
-                terms.append(op(relu(i) if op.rectified else states[i], gate))
+                if op.rectified and i not in rectified:
+                    rectified[i] = F.relu(states[i])
+                terms.append(op(rectified[i] if op.rectified else states[i], gate))
             states.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(x))
         return states[-1]
 

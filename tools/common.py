@@ -97,7 +97,9 @@ def title_of(settings):
     usual = train.settings_of(table, *place) | dict(amp=False)
     if settings.get("method") == "gdas":
         usual["samples"] = [1]
-    changed = [key for key, value in usual.items() if settings[key] != value]
+    changed = [
+        key for key, value in usual.items() if settings[key] != value and f"{{{key}}}" not in title
+    ]
     texts = [f"{key} {settings[key]} (benchmark: {usual[key]})" for key in changed]
     return title.format(**settings), *texts
 
