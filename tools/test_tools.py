@@ -134,7 +134,7 @@ def test_baseline_retrains_random_cells_as_the_found_one(tmp_path, capsys, monke
     assert baseline.main([run, "--cells", "2"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"\nfound +70.00\nrandom +55.00±7.07 \(n=2\)\n", text)
-    assert 20 < float(re.search(r"linear model +(\S+)", text)[1]) < 40  # of shapes; chance is 10
+    assert 11 < float(re.search(r"linear model +(\S+)", text)[1]) < 25  # of shapes; chance is 10
     assert [config["out"] for config in calls] == [
         f"{run}/{name}" for name in ("retrain", "random-1", "random-2")
     ]
