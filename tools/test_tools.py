@@ -14,7 +14,6 @@ from PIL import Image
 
 import genotypes
 import train
-from extra.images import Images
 from tools import baseline, benchmarks, common, nasbench201, predict, report
 
 CLONE = Path(train.__file__).parent
@@ -71,8 +70,7 @@ def test_report_averages_seeds_beside_random_cells_and_the_paper(tmp_path, capsy
     random = r"6.00±1.00 \(n=3\)"
     assert re.search(rf"\n0 +3.00 +2 +{random}\n1 +3.20 +2\n2 +3.40 +2\nmean +3.20±0.20 ", text)
     assert re.search(rf" {random}\npaper +3.14±0.14 +2.0±0.0\n", text)
-    hours = (50 + 600) * 6 / 3600
-    assert f"\n0, seed 0, {hours:.2f} h; 1, seed 1, {hours:.2f} h; 2, seed 2, " in text
+    assert "\n0, seed 0, 1.08 h; 1, seed 1, 1.08 h; 2, seed 2, " in text  # of 650 epochs, 6 s each
     assert max(map(len, text.splitlines())) <= 80 and text.count("normal_concat") == 1
 
 
@@ -140,12 +138,6 @@ def test_baseline_retrains_random_cells_as_the_found_one(tmp_path, capsys, monke
     ]
     assert len({config["genotype"] for config in calls}) == 3
     assert all(config["resume"] and config["channels"] == 4 for config in calls)
-
-
-def test_a_linear_model_learns_the_brightness_of_a_pixel():
-    pixels = torch.randint(256, (2000, 4, 4, 3), dtype=torch.uint8)
-    images = Images(pixels, (pixels[:, 2, 1, 0] > 150).long(), ["dark", "bright"], [])
-    assert baseline.linear_accuracy(images, images) > 90
 
 
 def test_methods_find_as_many_cells_of_nas_bench_201_as_they_have_choices():
