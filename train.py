@@ -1,4 +1,4 @@
-"""Search and retrain with ROME: settings, the run's folder, the two loops, the command line.
+"""Search and retrain with ROME: settings, the two loops, the run's folder, the command line.
 
     python train.py search  --space darts --dataset cifar10 --retrain
     python train.py retrain --genotype GDAS_V1 --dataset cifar10
