@@ -92,7 +92,7 @@ RETRAIN = {
         clip=0.0, drop_path=0.0, cutout=0, auxiliary=0.0,
     ),
     "1shot1": dict(cells=9, channels=16, drop_path=0.0, auxiliary=0.0),
-    # In 200 steps an epoch the cells with more weights become the better ones, in 50 they do not.
+    # Small batches, because larger ones give too few steps for cells of many convolutions.
     "shapes": dict(
         cells=3, channels=8, epochs=4, batch_size=16, lr=0.05, drop_path=0.0, cutout=0,
         auxiliary=0.0, image_size=16,
