@@ -508,6 +508,12 @@ def show(values: list, digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
+DRAWN = {  # ending of an arm: its panel
+    "": "decay 1e-3,\n$\\tau$ 10 to 0.1",
+    "-decay0": "decay 0,\n$\\tau$ 10 to 0.1",
+    "-tau1": "decay 1e-3,\n$\\tau$ 1 to 0.1",
+    "-decay0-tau1": "decay 0,\n$\\tau$ 1 to 0.1",
+}
 STYLES = dict(gdas=dict(linestyle="--", color="#0072B2"), rome=dict(color="#D55E00"))
 
 
@@ -521,18 +527,19 @@ def draw(epochs: list[dict]) -> None:
     runs = {}
     for row in epochs:
         runs.setdefault(row["run"], []).append(row)
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 9})
-    fig = matplotlib.figure.Figure(figsize=(7.2, 4.6), facecolor="white", layout="constrained")
-    axes = fig.subplots(2, 2, sharex=True, sharey=True)
-    for pair, samples in zip(axes, ("k7", "k1-steps")):
-        for axis, ending, decay in zip(pair, ("", "-decay0"), ("1e-3", "0")):
-            axis.set_title(f"K = {samples[1]}, decay {decay}")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rome", "font.size": 8})
+    fig = matplotlib.figure.Figure(figsize=(8.4, 4.6), facecolor="white", layout="constrained")
+    axes = fig.subplots(2, 4, sharey=True)
+    for row, samples in zip(axes, ("k7", "k1-steps")):
+        for axis, ending in zip(row, DRAWN):
+            axis.set_title(f"K = {samples[1]}, {DRAWN[ending]}")
             for method, style in STYLES.items():
                 arm = f"s0-{method}-{samples}{ending}"
                 for run, rows in runs.items():
                     if arm_of(run) == arm:
                         line(rows, axis, style)
                 axis.plot([], [], label=method.upper(), **style)
+            axis.set_visible(len(axis.collections) > 0)
     fig.supxlabel("epoch")
     fig.supylabel("percentile of the derived cell")
     axes[0, 0].legend(frameon=False)
@@ -542,7 +549,7 @@ def draw(epochs: list[dict]) -> None:
 def line(rows: list[dict], axis, style: dict) -> None:
     """One run."""
     numbers, places = ([float(row[name]) for row in rows] for name in ("epoch", "percentile"))
-    axis.plot(numbers, places, linewidth=1, **style)
+    axis.plot(numbers, places, **style)
     colour = style["color"]
     faces = [colour if int(row["parameter_free_normal"]) >= 6 else "white" for row in rows]
     axis.scatter(numbers, places, 16, c=faces, edgecolors=colour, zorder=2)
