@@ -922,7 +922,7 @@ def test_a_retrain_is_sgd_by_hand(judged, tmp_path, monkeypatch):
                 for p, g, v in zip(parameters, grads, velocity):
                     v.mul_(0.9).add_(scale * g + 0.01 * p)
                     p -= 0.05 * (1 + math.cos(math.pi * epoch / 2)) * v
-        assert row["loss_train"] == pytest.approx(total / 3200, rel=1e-4)
+        assert row["loss_train"] == pytest.approx(total / 3200, rel=1e-3)
         assert row["accuracy_train"] == pytest.approx(correct / 32, abs=0.2)
     whole = normalised(test.pixels, data.statistics)  # of the training images
     logits = net.eval()(whole)[0]
