@@ -48,10 +48,10 @@ def key_of(stage):
 
     The settings that change results, and a digest of the images, which the checkpoint has.
     """
-    path, images = stage.folder / "last.pt", str(stage.folder)
+    images = str(stage.folder)
     if stage.finished:
         with suppress(ValueError):  # deleted: nobody knows the images
-            state = train.load_checkpoint(path, stage.settings["stage"])
+            state = train.load_checkpoint(stage.folder / "last.pt", stage.settings["stage"])
             images = state["settings"]["images"]
     return stage.title, images
 
