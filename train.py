@@ -100,7 +100,7 @@ RETRAIN = {
 }  # fmt: skip
 TOPOLOGY = {"rome-v2": "v2", "rome-v1": "v1", "gdas": "none"}
 # Of the retrain that is proposed for a folder of a few hundred images.
-SMALL = ["--cells", "8", "--channels", "16", "--epochs", "100"]
+SMALL = "--cells 5 --channels 16 --epochs 60 --batch-size 32".split()
 NASBENCH = ("nb201", "1shot1-1", "1shot1-2", "1shot1-3")  # spaces of extra/nasbench.py
 DATASETS = (*images.STATISTICS, "folder", "shapes")
 
@@ -136,6 +136,10 @@ def search(config: dict):
         train = load_data(config, "train", device, tell)
         if config["retrain"]:
             load_data(config, "test", "cpu", tell)
+        elif config["dataset"] == "folder":
+            from extra import folders
+
+            folders.look_at_test(config["data"], tell)
         config = config | dict(images=fingerprint(config, train))
         weight_half, architecture_half = halves(
             train.labels, config["fraction"], seed("halves"), train.classes
@@ -157,6 +161,8 @@ def search(config: dict):
         adam = torch.optim.Adam(
             net.architecture_parameters(), config["alpha_lr"], (0.5, 0.999), weight_decay=decay
         )
+        parts = dict(net=net, sgd=sgd, adam=adam)
+        rows = restore(config, parts)
         log(
             config,
             f"search of {config['space']} on {config['dataset']} by {config['method']}: "
@@ -170,8 +176,6 @@ def search(config: dict):
         )
         if steps == 1:
             log(config, f"  --batch-size {config['batch_size']} is all of a half: a smaller one?")
-        parts = dict(net=net, sgd=sgd, adam=adam)
-        rows = restore(config, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
@@ -324,6 +328,8 @@ def retrain(config: dict) -> float:
         sgd = make_sgd(parameters, config)
         own = [p.numel() for name, p in network.named_parameters() if "auxiliary" not in name]
         criterion = nn.CrossEntropyLoss(label_smoothing=config["label_smoothing"])
+        parts = dict(network=network, sgd=sgd)
+        rows = restore(config, parts)
         log(
             config,
             f"retrain on {config['dataset']}: {len(train.classes)} classes, "
@@ -337,8 +343,6 @@ def retrain(config: dict) -> float:
                 "these are the paper's epochs, for 50,000 images (with ImageNet's stem 1.3 million)"
             )
             log(config, f"  {text};\n  --epochs, --cells and --channels change the settings")
-        parts = dict(network=network, sgd=sgd)
-        rows = restore(config, parts)
         watch = watcher(config, device, (epochs - len(rows)) * steps)
 
         for epoch in range(len(rows), epochs):
@@ -567,7 +571,7 @@ def load_checkpoint(path, stage):
             return state
     except Exception:  # whatever a broken file leads to; torch's own message advises to trust it
         pass
-    raise ValueError(f"{path} is no checkpoint of a {stage}, or broken")
+    raise ValueError(f"{path} is no checkpoint of a {stage}, or broken; has the {stage} begun?")
 
 
 def restore(config, parts):
@@ -843,10 +847,10 @@ def make_parser(stage):
     flag("--space", str, "search space", choices=[*rome.SPACES, *NASBENCH])
     if stage == "search":
         flag("--method", str, "gdas: without beta, K = 1", choices=TOPOLOGY)
-        flag("--samples", whole, "sub-networks of a step; or two", nargs="+", metavar="K")
+        flag("--samples", whole, "sub-networks; or two: alpha's, weights'", nargs="+", metavar="K")
         flag("--alpha-lr", rate, "learning rate of alpha and beta")
         flag("--alpha-weight-decay", amount, "of alpha and beta")
-        flag("--tau", rate, "temperature", nargs=2, metavar=("FIRST", "LAST"))
+        flag("--tau", rate, "temperature, falls evenly", nargs=2, metavar=("FIRST", "LAST"))
         switch("--recompute", "recompute cells, to save memory")
         switch("--retrain", "then retrain the found cell")
     else:
@@ -854,7 +858,7 @@ def make_parser(stage):
         flag("--drop-path", number(float, 0, 0.99), "its rate after the last epoch")
         flag("--auxiliary", amount, "weight of the auxiliary loss; 0: no such head")
         switch("--compile", "torch.compile the network")
-    flag("--dataset", str, "folder: DIR/{train,test}/CLASS/*", choices=DATASETS)
+    flag("--dataset", str, "folder: DIR/train/CLASS/*, DIR/test (or val)/CLASS/*", choices=DATASETS)
     flag("--data", path, "where images are, or are downloaded to")
     flag("--image-size", whole, "pixels; folder: with ImageNet's stem from 128 on")
     flag("--epochs", whole, "epochs")
@@ -870,7 +874,7 @@ def make_parser(stage):
     switch("--amp", "mixed precision in bfloat16")
     switch("--deterministic", "deterministic kernels")
     flag("--workers", number(int, 0), "processes that read images")
-    flag("--out", path, "the run's folder")
+    flag("--out", path, "the run's folder; of a retrain: beside the genotype's file")
     switch("--resume", "go on from the folder's last checkpoint")
     return parser
 
@@ -931,6 +935,8 @@ def explain(error):
         return 3, f"{line}; {other}; the last checkpoint is kept"
     if isinstance(error, ModuleNotFoundError):
         return 2, f"the module {error.name} is missing: pip install {error.name}"
+    if "torchvision::" in text:
+        return 2, "torch and torchvision do not fit each other: install both anew, from one index"
     if "shared memory" in text or "</torch_" in text:
         return 2, "/dev/shm is full, through which workers send images: --workers 0 needs none"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:

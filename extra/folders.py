@@ -48,9 +48,11 @@ def list_folder(root: str, split: str) -> Folder:
         place = Path(root, "val")
     folders = class_folders(place)
     classes = list(folders)
-    odd = ", ".join(sorted(folders.keys() ^ class_folders(Path(root, "train")).keys()))
-    if odd:
-        raise ValueError(f"train and {place} must have the same classes; one lacks {odd:.200}")
+    known = class_folders(Path(root, "train"))
+    for one, others, where in ((folders, known, place), (known, folders, "train")):
+        lost = ", ".join(sorted(others.keys() - one.keys()))
+        if lost:
+            raise ValueError(f"train and {place} need the same classes; {where} lacks {lost:.200}")
     left_out = Counter({"in no class": len(visible(place)) - len(classes)})
     formats = Image.registered_extensions()
     files, labels, label_of = [], [], {}
@@ -77,6 +79,14 @@ def list_folder(root: str, split: str) -> Folder:
 def visible(folder):
     """The sorted paths in a folder whose names do not begin with a dot."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def look_at_test(root, tell):
+    """Tells why a retrain would refuse the test images, if it would. No image is opened."""
+    try:
+        list_folder(root, "test")
+    except ValueError as error:
+        tell(f"the retrain will refuse this: {error}")
 
 
 def class_folders(place):

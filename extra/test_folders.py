@@ -1,6 +1,7 @@
 """Tests of folders.py and shapes.py: the pixels and the lists that they must give, by value."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy
@@ -94,8 +95,13 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     save(train / "10" / "0.png")
     save(val / "1" / "0.png")
     save(val / "2" / "0.png")
-    refused("same classes; one lacks 10, 2", "test")
-    (val / "2").rename(val / "10")
+    refused("same classes; .*val lacks 10", "test")
+    save(val / "10" / "0.png")
+    refused("same classes; train lacks 2", "test")
+    told = []
+    folders.look_at_test(str(tmp_path), told.append)
+    assert len(told) == 1 and "will refuse this" in told[0] and "train lacks 2" in told[0]
+    shutil.rmtree(val / "2")
     save(train / "cafe\u0301" / "0.png")  # as macOS writes it
     save(val / "caf\u00e9" / "0.png")  # as Linux does
     assert folders.list_folder(str(tmp_path), "test").classes == ["1", "10", "caf\u00e9"]

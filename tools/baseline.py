@@ -23,6 +23,8 @@ def compare(run, cells):
     settings = search.settings
     if settings["stage"] != "search":
         raise ValueError(f"{run} is a retrain: give the folder of its search")
+    if not search.finished:
+        raise ValueError(f"{run} is not finished: --resume goes on with the search")
     if retrains:
         config = retrains[0].settings
     else:
@@ -33,7 +35,8 @@ def compare(run, cells):
         train.say(f"\nrandom cell {number} of {cells}")
         generator = torch.Generator().manual_seed(train.seed_of(settings, "random cell", number))
         cell = str(genotypes.random_cell(settings["space"], generator))
-        config |= dict(genotype=cell, out=str(run / f"random-{number}"))
+        out = run / f"random-{number}"
+        config |= dict(genotype=cell, out=str(out), resume=out.exists())
         random.append(train.retrain(config))
 
     table = [dict(cell="found", accuracy=[found]), dict(cell="random", accuracy=random)]

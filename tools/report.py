@@ -12,9 +12,9 @@ import train
 from tools import benchmarks, common
 
 ABOUT = """\
-A table for the runs that differ in their seeds only. error %: on the test
-images, after the last epoch. Num: parameter-free operations of the normal cell,
-or of the only one. random %: the error of random cells, by the same retrain.
+Runs that differ in their seeds only share a table. error %: on the test images,
+after the last epoch. Num: parameter-free operations of the normal cell, or of
+the only one. random %: the error of the random cells that are trained so far.
 Our ± is the sample deviation (n - 1), the paper's the population deviation.
 """
 

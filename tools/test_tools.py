@@ -127,6 +127,7 @@ def test_predict_classifies_the_good_images(tmp_path, monkeypatch, capsys):
 def test_baseline_retrains_random_cells_as_the_found_one(tmp_path, capsys, monkeypatch):
     run, calls = fake(tmp_path, "search --space s2 --dataset shapes"), []
     fake(tmp_path / "retrain", "retrain --space s2 --dataset shapes --channels 4")
+    (tmp_path / "random-2").mkdir()  # of an interrupted call
     accuracies = iter([70.0, 50.0, 60.0])
     monkeypatch.setattr(train, "retrain", lambda c: calls.append(dict(c)) or next(accuracies))
     assert baseline.main([run, "--cells", "2"]) == 0
@@ -137,7 +138,8 @@ def test_baseline_retrains_random_cells_as_the_found_one(tmp_path, capsys, monke
         f"{run}/{name}" for name in ("retrain", "random-1", "random-2")
     ]
     assert len({config["genotype"] for config in calls}) == 3
-    assert all(config["resume"] and config["channels"] == 4 for config in calls)
+    assert all(config["channels"] == 4 for config in calls)
+    assert [config["resume"] for config in calls] == [True, False, True]
 
 
 def test_methods_find_as_many_cells_of_nas_bench_201_as_they_have_choices():
