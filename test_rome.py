@@ -991,7 +991,9 @@ def test_the_printed_command_does_what_retrain_does(run, tmp_path):
 
 def test_a_folder_belongs_to_one_run(run, tmp_path, capsys):
     assert "holds a run" in failed(capsys, SEARCH, run)
+    before = log_of(run)
     assert "lr 0.05 (now 1.0)" in failed(capsys, SEARCH, run, "--resume", "--lr", "1")
+    assert log_of(run) == before
     assert "Not a directory" in failed(capsys, SEARCH, "/dev/null/x")
     with open(tmp_path / "log.txt", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -1003,6 +1005,7 @@ def test_a_folder_belongs_to_one_run(run, tmp_path, capsys):
 def test_a_search_needs_no_test_images_and_a_resumed_one_the_same_images(photos, tmp_path, capsys):
     shutil.copytree(photos / "train", tmp_path / "images/train")
     assert start(search_of(tmp_path / "images"), tmp_path / "run") == 0
+    assert "the retrain will refuse this: no folder" in log_of(tmp_path / "run")
     shutil.move(tmp_path / "images", tmp_path / "moved")
     words = [*search_of(tmp_path / "moved"), "--resume"]
     assert start(words, tmp_path / "run") == 0  # the same images elsewhere
@@ -1077,6 +1080,7 @@ def test_everything_is_checked_before_a_search(photos, tmp_path, capsys):
 ERRORS = [
     (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), "/dev/shm"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is full"),
+    (RuntimeError("operator torchvision::nms does not exist"), "do not fit each other"),
 ]
 
 
