@@ -60,10 +60,10 @@ SEARCH = {
     "1shot1": dict(cells=9, batch_size=96, tau=[10.0, 1.0]),
     # Beyond the paper: NAS-Bench-201's network, five cells a stage.
     "nb201": dict(cells=5),
-    # Drawn images, to try the program: minutes on a CPU. 600 steps are few for alpha. So its
+    # Drawn images, to try the program: minutes on a CPU. 700 steps are few for alpha. So its
     # rate is high, and no decay makes it forget.
     "shapes": dict(
-        cells=3, channels=8, epochs=6, batch_size=16, samples=[2], alpha_lr=2e-2,
+        cells=3, channels=8, epochs=7, batch_size=16, samples=[2], alpha_lr=2e-2,
         alpha_weight_decay=0.0, image_size=16,
     ),
 }  # fmt: skip
