@@ -450,8 +450,10 @@ def figures(_) -> int:
 def page() -> str:
     """The text of the page with new tables."""
     text = PAGE.read_text()
-    tables = dict(searches=table("search", with_means(kept_rows("runs")), SEARCHES))
-    tables["trained"] = table("cell", kept_rows("trained"), TRAINED)
+    tables = dict(
+        searches=table("search", with_means(kept_rows("runs")), SEARCHES),
+        trained=table("cell", kept_rows("trained"), TRAINED),
+    )
     for name, new in tables.items():
         marker = f"<!-- {name} -->"
         before, _, after = text.split(marker)
